@@ -1,0 +1,172 @@
+"""From a scenario to processes: one description used by launch files and by the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from . import topics
+from .errors import LapdtrError
+from .scenario import Scenario
+
+
+class ProcessFailedError(LapdtrError):
+    """A process of the fleet ended although nobody asked it to."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One node in a process of its own.
+
+    Attributes:
+        name: unique in the fleet, used for the log file.
+        executable: name of the node, a module of `lapdtr_ros.nodes`.
+        namespace: ROS namespace of the node.
+        parameters: ROS parameters.
+    """
+
+    name: str
+    executable: str
+    namespace: str
+    parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def command(self) -> list[str]:
+        """Arguments that start the node with this Python."""
+        ros = ['--ros-args', '-r', f'__ns:={self.namespace}']
+        for name, value in self.parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            ros += ['-p', f'{name}:={text}']
+        return [sys.executable, '-m', f'lapdtr_ros.nodes.{self.executable}', *ros]
+
+
+def device_process(scenario: Path, fleet: str, device: str) -> ProcessSpec:
+    """The device node of one device."""
+    return ProcessSpec(
+        f'device_{device.replace("/", "_")}',
+        'device',
+        topics.namespace(fleet, device),
+        {**_common(scenario, fleet), 'device': device},
+    )
+
+
+def source_process(scenario: Path, fleet: str, stream: str, frames: int = 0) -> ProcessSpec:
+    """The source node of one stream."""
+    return ProcessSpec(
+        f'source_{stream.replace("/", "_")}',
+        'source',
+        topics.namespace(fleet, stream),
+        {**_common(scenario, fleet), 'stream': stream, 'frames': frames},
+    )
+
+
+def planner_process(scenario: Path, fleet: str) -> ProcessSpec:
+    """The planner node."""
+    return ProcessSpec('planner', 'planner', topics.namespace(fleet), _common(scenario, fleet))
+
+
+def fleet_processes(scenario: Scenario, fleet: str = '', frames: int = 0) -> list[ProcessSpec]:
+    """All processes of a scenario: devices, planner and sources."""
+    path = scenario.path
+    return [
+        *(device_process(path, fleet, device) for device in scenario.fleet.devices),
+        planner_process(path, fleet),
+        *(source_process(path, fleet, stream, frames) for stream in scenario.file.streams),
+    ]
+
+
+def _common(scenario: Path, fleet: str) -> dict[str, str]:
+    return {'scenario': str(scenario), 'fleet': fleet} if fleet else {'scenario': str(scenario)}
+
+
+class ProcessGroup:
+    """Runs processes, writes their logs and ends them together.
+
+    Args:
+        specs: what to run.
+        logs: directory for one log file per process.
+        environment: additions to the environment of the processes.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ProcessSpec],
+        logs: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._specs = tuple(specs)
+        self._logs = logs
+        self._environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **(environment or {})}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> ProcessGroup:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for spec in self._specs:
+            self.start(spec)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, spec: ProcessSpec) -> None:
+        """Start one more process; it gets a process group of its own."""
+        log = (self._logs / f'{spec.name}.log').open('ab')
+        self._files.append(log)
+        self._running[spec.name] = subprocess.Popen(
+            spec.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            start_new_session=True,
+        )
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """The running process of a name."""
+        return self._running[name]
+
+    def check(self) -> None:
+        """Raise if a process has ended.
+
+        Raises:
+            ProcessFailedError: with the end of its log.
+        """
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                raise ProcessFailedError(
+                    f'{name} ended with code {process.returncode}; the end of its log:\n'
+                    f'{self._tail(name)}'
+                )
+
+    def stop(self, patience_s: float = 5.0) -> dict[str, int]:
+        """Interrupt all processes, kill what does not end in time; exit codes by name."""
+        for process in self._running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + patience_s
+        codes = {}
+        for name, process in self._running.items():
+            codes[name] = _wait_or_kill(process, deadline)
+        for file in self._files:
+            file.close()
+        self._running, self._files = {}, []
+        return codes
+
+    def _tail(self, name: str, lines: int = 15) -> str:
+        text = (self._logs / f'{name}.log').read_text(encoding='utf-8', errors='replace')
+        return '\n'.join(text.splitlines()[-lines:])
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes], deadline: float) -> int:
+    try:
+        return process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

@@ -1,0 +1,137 @@
+"""Models by name.
+
+A model name is ``<network>[@<height>x<width>][+<head>]``:
+``deit_tiny_patch16_224``, ``swin_tiny_patch4_window7_224@256x448``,
+``vit_small_patch14_focus``, ``deit_tiny_patch16_224+saliency``.
+Networks carry timm's names; ours are ``edgevit_xxs``, ``edgevit_xs``, ``edgevit_s`` and
+``vit_small_patch14_focus``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from lapdtr_ros.errors import UnknownNameError
+
+from .errors import ModelNameError
+from .families import FAMILIES, FOCUS_MODEL, Backbone
+from .heads import CLASSIFIER, HEADS, SALIENCY
+from .layout import FeatureLayout
+
+_NAME = re.compile(r'(?P<network>\w+)(@(?P<height>\d+)x(?P<width>\d+))?(\+(?P<head>\w+))?')
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model takes and gives.
+
+    Attributes:
+        name: full name, as given.
+        network: name of the network, without picture size and head.
+        family: key of `families.FAMILIES`.
+        picture_shape: (height, width, 3) of the uint8 RGB picture.
+        mean: of each channel of pictures in 0..1.
+        std: of each channel of pictures in 0..1.
+        unit_names: names of the units in order; the last is ``head``.
+        head: ``classifier`` or a key of `heads.HEADS`.
+        layout: what the backbone hands to the head.
+    """
+
+    name: str
+    network: str
+    family: str
+    picture_shape: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    unit_names: tuple[str, ...]
+    head: str
+    layout: FeatureLayout
+
+
+@dataclass
+class BuiltModel:
+    """A model on the meta device: shapes of all tensors, values of none.
+
+    Attributes:
+        spec: what it is.
+        units: the units in order, head included.
+        root: gives every tensor its name in weight files.
+    """
+
+    spec: ModelSpec
+    units: list[nn.Module]
+    root: nn.Module
+
+
+def list_models() -> list[str]:
+    """Names of all networks, sorted."""
+    return sorted(name for family in FAMILIES.values() for name in family.names)
+
+
+@lru_cache(maxsize=64)
+def model_spec(name: str) -> ModelSpec:
+    """Describe a model.
+
+    Raises:
+        UnknownNameError: nobody defined the network or the head.
+        ModelNameError: the name does not follow the grammar.
+        PictureSizeError: the network cannot take that picture size.
+    """
+    return build_model(name).spec
+
+
+def build_model(name: str) -> BuiltModel:
+    """Build a model on the meta device, in well under a second and without memory for weights.
+
+    Every call gives new modules. Raises like `model_spec`.
+    """
+    network, size, head = _parse(name)
+    family = next((key for key, f in FAMILIES.items() if network in f.names), None)
+    if family is None:
+        raise UnknownNameError('model', network, list_models())
+    head = head or (SALIENCY if network == FOCUS_MODEL else CLASSIFIER)
+    backbone = FAMILIES[family].build(network, size)
+    units = [*backbone.units.values(), _head(head, backbone)]
+    # Not chained: some timm modules forget to return self from train().
+    for unit in units:
+        unit.eval()
+    spec = ModelSpec(
+        name=name,
+        network=network,
+        family=family,
+        picture_shape=(*backbone.picture_size, 3),
+        mean=backbone.mean,
+        std=backbone.std,
+        unit_names=(*backbone.units, 'head'),
+        head=head,
+        layout=backbone.layout,
+    )
+    return BuiltModel(spec, units, backbone.root)
+
+
+def _parse(name: str) -> tuple[str, tuple[int, int] | None, str | None]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ModelNameError(
+            f'model name {name!r} is malformed: expected <network>[@<height>x<width>][+<head>], '
+            f'e.g. deit_tiny_patch16_224@224x320'
+        )
+    size = (int(match['height']), int(match['width'])) if match['height'] else None
+    return match['network'], size, match['head']
+
+
+def _head(name: str, backbone: Backbone) -> nn.Module:
+    if name == CLASSIFIER:
+        return backbone.classifier
+    if name not in HEADS:
+        raise UnknownNameError('head', name, [CLASSIFIER, *HEADS])
+    with torch.device('meta'):
+        head = HEADS[name](backbone.layout, backbone.picture_size)
+    # The root names all tensors, so the head has to hang below it.
+    backbone.root.add_module(name, head)
+    return nn.Sequential(backbone.norm, head)

@@ -1,0 +1,289 @@
+"""What all nodes share: parameters from a dataclass, lifecycle, diagnostics and `main`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.timer import Timer
+
+from lapdtr_ros import qos, topics
+from lapdtr_ros.errors import LapdtrError
+
+_P = TypeVar('_P')
+
+OK = DiagnosticStatus.OK
+WARN = DiagnosticStatus.WARN
+ERROR = DiagnosticStatus.ERROR
+STALE = DiagnosticStatus.STALE
+
+
+def parameter(
+    default: Any,
+    description: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    dynamic: bool = False,
+) -> Any:
+    """A field of a parameter dataclass.
+
+    Args:
+        default: value when the user sets none; its type is the parameter's type.
+        description: shown by ``ros2 param describe``.
+        minimum: lowest legal value.
+        maximum: highest legal value.
+        dynamic: whether it may change while the node runs.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            'description': description,
+            'minimum': minimum,
+            'maximum': maximum,
+            'dynamic': dynamic,
+        },
+    )
+
+
+def declare(node: LifecycleNode, kind: type[_P]) -> _P:
+    """Declare every field of a parameter dataclass and return the values in force.
+
+    Raises:
+        rclpy.exceptions.InvalidParameterValueException: a value outside its range.
+    """
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        node.declare_parameter(field.name, field.default, _descriptor(field))
+    return read(node, kind)
+
+
+def read(node: LifecycleNode, kind: type[_P]) -> _P:
+    """The values in force of a declared parameter dataclass."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: node.get_parameter(name).value for name in names})
+
+
+def _descriptor(field: dataclasses.Field[Any]) -> ParameterDescriptor:
+    meta = field.metadata
+    descriptor = ParameterDescriptor(description=meta['description'], read_only=not meta['dynamic'])
+    low, high = meta['minimum'], meta['maximum']
+    if low is None and high is None:
+        return descriptor
+    if isinstance(field.default, int):
+        bounds = IntegerRange(
+            from_value=int(low if low is not None else -(2**63)),
+            to_value=int(high if high is not None else 2**63 - 1),
+        )
+        descriptor.integer_range = [bounds]
+    else:
+        descriptor.floating_point_range = [
+            FloatingPointRange(
+                from_value=float(low if low is not None else '-inf'),
+                to_value=float(high if high is not None else 'inf'),
+            )
+        ]
+    return descriptor
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One line of ``/diagnostics``."""
+
+    task: str
+    level: bytes
+    message: str
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CommonParameters:
+    """Parameters of every node."""
+
+    scenario: str = parameter('', 'Path of the scenario YAML that all nodes of the fleet share')
+    fleet: str = parameter('', 'Namespace of the fleet; topics of all nodes start with it')
+    autostart: bool = parameter(True, 'Configure and activate without waiting for a manager')
+
+
+class ManagedNode(LifecycleNode):
+    """A lifecycle node whose transitions never fail in silence.
+
+    Subclasses implement `configure`, `activate`, `deactivate` and `cleanup`. A `LapdtrError` in
+    `configure` or `activate` is logged and fails the transition; any other exception is logged with
+    its traceback and leads to error processing. (rclpy alone would swallow both.)
+
+    Publishers:
+        /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz in every state.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self.common = declare(self, CommonParameters)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.active = False
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics()
+        )
+        self.steady_timer(1.0, self._publish_diagnostics)
+
+    def configure(self) -> None:
+        """Read parameters and create what the node needs; may raise `LapdtrError`."""
+
+    def activate(self) -> None:
+        """Start working."""
+
+    def deactivate(self) -> None:
+        """Stop working; nothing runs afterwards."""
+
+    def cleanup(self) -> None:
+        """Free what `configure` created."""
+
+    def diagnose(self) -> list[Diagnosis]:
+        """Lines for ``/diagnostics`` while the node is active."""
+        return []
+
+    def start(self) -> bool:
+        """Configure and activate; whether the node is active now."""
+        success = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == success and self.trigger_activate() == success
+
+    def steady_timer(self, period_s: float, callback: Callable[[], None]) -> Timer:
+        """A timer that also runs when ``/clock`` stands still."""
+        return self.create_timer(period_s, callback, clock=self._steady)
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Lifecycle hook; see `configure`."""
+        return self._transition('configure', self.configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Lifecycle hook; see `activate`."""
+        result = self._transition('activate', self.activate)
+        if result == TransitionCallbackReturn.SUCCESS:
+            super().on_activate(state)
+            self.active = True
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Lifecycle hook; see `deactivate`."""
+        self.active = False
+        super().on_deactivate(state)
+        return self._transition('deactivate', self.deactivate)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Lifecycle hook; see `cleanup`."""
+        return self._transition('cleanup', self.cleanup)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Lifecycle hook: stops an active node first."""
+        if self.active:
+            self.on_deactivate(state)
+        return self._transition('shutdown', self.cleanup)
+
+    def _transition(self, name: str, step: Callable[[], None]) -> TransitionCallbackReturn:
+        began = time.monotonic()
+        try:
+            step()
+        except LapdtrError as error:
+            self.get_logger().error(f'{name} failed: {error}')
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            self.get_logger().fatal(f'{name} broke:\n{traceback.format_exc()}')
+            return TransitionCallbackReturn.ERROR
+        self.get_logger().info(f'{name} done in {time.monotonic() - began:.2f} s')
+        return TransitionCallbackReturn.SUCCESS
+
+    def _publish_diagnostics(self) -> None:
+        lines = self.diagnose() if self.active else [Diagnosis('state', WARN, 'not active')]
+        message = DiagnosticArray(
+            status=[
+                DiagnosticStatus(
+                    level=line.level,
+                    name=f'{self.get_fully_qualified_name()}: {line.task}',
+                    message=line.message,
+                    hardware_id=self.get_namespace().strip('/'),
+                    values=[KeyValue(key=k, value=v) for k, v in line.values.items()],
+                )
+                for line in lines
+            ]
+        )
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+
+def accepted() -> SetParametersResult:
+    """A parameter change is fine."""
+    return SetParametersResult(successful=True)
+
+
+def refused(reason: str) -> SetParametersResult:
+    """A parameter change is refused; the reason reaches ``ros2 param set``."""
+    return SetParametersResult(successful=False, reason=reason)
+
+
+def changed(parameters: list[Parameter]) -> dict[str, Any]:
+    """Changed parameters by name."""
+    return {parameter.name: parameter.value for parameter in parameters}
+
+
+def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) -> int:
+    """Body of every node's ``main``.
+
+    Returns:
+        0 after a clean shutdown, 1 when the node could not start or failed.
+    """
+    rclpy.init(args=args)
+    node = None
+    try:
+        node = factory()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if node.common.autostart and not node.start():
+            return 1
+        _spin(executor, node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except LapdtrError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        if node is not None:
+            _stop(node)
+        rclpy.try_shutdown()
+    return 0
+
+
+def _spin(executor: SingleThreadedExecutor, node: ManagedNode) -> None:
+    """Spin on after an illegal ``change_state`` request, which rclpy turns into an exception."""
+    while rclpy.ok():
+        try:
+            executor.spin()
+            return
+        except rclpy._rclpy_pybind11.RCLError as error:
+            if 'Transition is not registered' not in str(error):
+                raise
+            node.get_logger().warning('refused a lifecycle transition that is illegal here')
+
+
+def _stop(node: ManagedNode) -> None:
+    try:
+        node.deactivate()
+        node.cleanup()
+    except Exception:
+        traceback.print_exc()
+    node.destroy_node()

@@ -1,0 +1,78 @@
+"""Work outside the executor thread, with results handed back to it.
+
+rclpy's multi-threaded executor loses throughput, so every node spins one thread; heavy work runs
+in a thread of its own and its results return through a guard condition. All node state is then
+touched by one thread and needs no locks.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.node import Node
+
+Work = Callable[[], Any]
+Done = Callable[[Any, Exception | None], None]
+
+
+class Handback:
+    """One worker thread whose results are delivered in the node's executor thread.
+
+    Args:
+        node: node whose executor calls back.
+        name: name of the thread, seen in debuggers and ``top -H``.
+    """
+
+    def __init__(self, node: Node, name: str) -> None:
+        self._node = node
+        self._work: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
+        self._finished: deque[tuple[Done, Any, Exception | None]] = deque()
+        self._guard = node.create_guard_condition(self._deliver)
+        self._busy_s = 0.0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that have not started."""
+        return self._work.qsize()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent working since the start."""
+        return self._busy_s
+
+    def submit(self, work: Work, done: Done) -> None:
+        """Run ``work()`` in the thread, then ``done(result, error)`` in the executor."""
+        self._work.put((work, done))
+
+    def close(self) -> None:
+        """Finish the piece in hand and stop; what waits is dropped."""
+        while not self._work.empty():
+            self._work.get()
+        self._work.put(None)
+        self._thread.join()
+        self._node.destroy_guard_condition(self._guard)
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            work, done = item
+            began = time.monotonic()
+            result, failure = None, None
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+            self._busy_s += time.monotonic() - began
+            self._finished.append((done, result, failure))
+            self._guard.trigger()
+
+    def _deliver(self) -> None:
+        while self._finished:
+            done, result, failure = self._finished.popleft()
+            done(result, failure)

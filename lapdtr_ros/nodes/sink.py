@@ -1,0 +1,155 @@
+"""The sink node: receives results and writes down the whole run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rclpy.parameter import Parameter
+from rclpy.subscription import Subscription
+
+from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.evaluation.run_builder import RunBuilder
+from lapdtr_ros.evaluation.run_record import RunRecord, write_record
+from lapdtr_ros.execution.frames import FrameOutcome
+from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.msg import DeviceTelemetry, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.scenario import load_scenario
+
+from .base import OK, Diagnosis, ManagedNode, declare, parameter, run_node
+
+
+@dataclass(frozen=True)
+class SinkParameters:
+    """Parameters of the sink node."""
+
+    output: str = parameter('', 'Directory for the run record and outputs; empty: write nothing')
+    save_outputs: bool = parameter(False, 'Also write every output as .npy')
+
+
+class SinkNode(ManagedNode):
+    """Collects results, traces, plans and telemetry of all streams into a run record.
+
+    Args:
+        on_outcome: called with every frame that is finished, lost or refused.
+        overrides: parameter values, for use inside another program.
+
+    Parameters:
+        See `SinkParameters` and `CommonParameters`.
+
+    Subscriptions:
+        <fleet>/<stream>/result (FrameResult): of every stream.
+        <fleet>/frame_traces (FrameTrace), <fleet>/plan (PartitionPlan)
+        <fleet>/<device>/telemetry (DeviceTelemetry): of every device.
+    """
+
+    def __init__(
+        self,
+        on_outcome: Callable[[FrameOutcome], None] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            'sink',
+            parameter_overrides=[Parameter(k, value=v) for k, v in (overrides or {}).items()],
+        )
+        self.parameters = declare(self, SinkParameters)
+        self._on_outcome = on_outcome
+        self._held_subscriptions: list[Subscription] = []
+        self._received: set[tuple[str, int]] = set()
+        self._builder: RunBuilder | None = None
+
+    def configure(self) -> None:
+        """Read the scenario and make the output directory."""
+        scenario = load_scenario(self.common.scenario)
+        self._streams = tuple(scenario.file.streams)
+        self._devices = tuple(scenario.fleet.devices)
+        self._builder = RunBuilder(scenario, profile_model(scenario.file.model.name))
+        self._outputs: Path | None = None
+        if self.parameters.output:
+            self._outputs = Path(self.parameters.output) / 'outputs'
+            self._outputs.parent.mkdir(parents=True, exist_ok=True)
+
+    def activate(self) -> None:
+        """Listen to everything."""
+        fleet = self.common.fleet
+        subscribe = self.create_subscription
+        self._held_subscriptions = [
+            subscribe(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan()),
+            subscribe(FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces()),
+        ]
+        self._held_subscriptions += [
+            subscribe(FrameResult, topics.result(fleet, stream), self._on_result, qos.frames())
+            for stream in self._streams
+        ]
+        self._held_subscriptions += [
+            subscribe(
+                DeviceTelemetry, topics.telemetry(fleet, name), self._on_telemetry, qos.telemetry()
+            )
+            for name in self._devices
+        ]
+
+    def deactivate(self) -> None:
+        """Stop listening and write the run record."""
+        for subscription in self._held_subscriptions:
+            self.destroy_subscription(subscription)
+        if self._held_subscriptions and self.parameters.output:
+            path = Path(self.parameters.output) / 'run.json'
+            write_record(self.record(), path)
+        self._held_subscriptions = []
+
+    def record(self) -> RunRecord:
+        """What was heard so far."""
+        assert self._builder is not None
+        return self._builder.build()
+
+    def diagnose(self) -> list[Diagnosis]:
+        """How many results came in."""
+        return [Diagnosis('results', OK, f'{len(self._received)} results')]
+
+    def _on_plan(self, msg: PartitionPlan) -> None:
+        assert self._builder is not None
+        try:
+            self._builder.add_plan(conversions.fleet_plan_from_msg(msg), time.monotonic())
+        except LapdtrError as error:
+            self.get_logger().warning(str(error))
+
+    def _on_trace(self, msg: FrameTrace) -> None:
+        assert self._builder is not None
+        outcome = conversions.outcome_from_msg(msg)
+        self._builder.add_outcome(outcome, time.monotonic())
+        if self._on_outcome is not None:
+            self._on_outcome(outcome)
+
+    def _on_result(self, msg: FrameResult) -> None:
+        assert self._builder is not None
+        result = conversions.result_from_msg(msg)
+        if (msg.stream, msg.seq) in self._received:
+            self._builder.add_duplicate(result, time.monotonic())
+            return
+        self._received.add((msg.stream, msg.seq))
+        if self._outputs is None or not self.parameters.save_outputs:
+            return
+        folder = self._outputs / result.stream
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f'{result.seq:06d}.npy', result.packet.to_array())
+
+    def _on_telemetry(self, msg: DeviceTelemetry) -> None:
+        assert self._builder is not None
+        self._builder.add_telemetry(
+            time.monotonic(), msg.device, msg.soc, msg.energy_j, msg.load, msg.queue
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of ``ros2 run lapdtr_ros sink``."""
+    return run_node(SinkNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,344 @@
+"""The source node: sends a camera's pictures into the pipeline and accounts for every frame."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
+from rclpy.timer import Timer
+from sensor_msgs.msg import Image
+
+from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros.datasets.pictures import Picture, PictureSequence
+from lapdtr_ros.errors import LapdtrError, UnknownNameError
+from lapdtr_ros.execution import frames
+from lapdtr_ros.execution.frames import Feature, FrameOutcome, Packet, StageRecord
+from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight
+from lapdtr_ros.models.preprocess import encode_jpeg, resize_picture
+from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.planning.plan import JPEG, FleetPlan
+from lapdtr_ros.scenario import ScenarioError, load_scenario
+
+from .base import OK, STALE, WARN, Diagnosis, ManagedNode, changed, declare, parameter, run_node
+from .handback import Handback
+
+
+@dataclass(frozen=True)
+class SourceParameters:
+    """Parameters of the source node."""
+
+    stream: str = parameter('', 'Name of the stream in the scenario')
+    frames: int = parameter(
+        0, 'Frames to send; 0: as the scenario says, or every picture once', minimum=0
+    )
+    max_in_flight: int = parameter(
+        0,
+        'Most frames under way; 0: as the scenario says',
+        minimum=0,
+        maximum=qos.MOST_IN_FLIGHT,
+        dynamic=True,
+    )
+
+
+class SourceNode(ManagedNode):
+    """Sends one camera's pictures to the first stage of the newest ready plan.
+
+    Pictures come from a dataset directory (every picture once, none dropped) or from an image
+    topic (newest wins). At most ``max_in_flight`` frames are under way.
+
+    Parameters:
+        See `SourceParameters` and `CommonParameters`.
+
+    Subscriptions:
+        <fleet>/plan (PartitionPlan)
+        <fleet>/<device>/telemetry (DeviceTelemetry): of every device, for the ready epochs.
+        <fleet>/<stream>/result (FrameResult): frees a credit.
+        the stream's image_topic (sensor_msgs/Image), when the scenario names one.
+
+    Publishers:
+        <fleet>/<first device>/features (FeatureMap): the picture, input of unit 0.
+        <fleet>/frame_traces (FrameTrace): every finished, lost or refused frame.
+    """
+
+    def __init__(self) -> None:
+        super().__init__('source')
+        self.parameters = declare(self, SourceParameters)
+        self._held_subscriptions: list[Subscription] = []
+        self._held_timers: list[Timer] = []
+        self._publishers_by_device: dict[str, Publisher] = {}
+        self._camera: Handback | None = None
+        self._ready_picture: Picture | None = None
+        self._fetching = False
+        self._seq = self._sent = self._finished = self._lost = self._refused = 0
+        self._next_due = 0.0
+        self._last_error = ''
+        self._last_picture_s: float | None = None
+
+    def configure(self) -> None:
+        """Read the scenario and open the pictures."""
+        scenario = load_scenario(self.common.scenario)
+        name = self.parameters.stream
+        self._stream = scenario.stream(name)
+        self._execution = scenario.file.execution
+        spec = model_spec(scenario.file.model.name)
+        self._picture_size = spec.picture_shape[:2]
+        self._devices = tuple(scenario.fleet.devices)
+        dataset = scenario.dataset(name)
+        if dataset is None and not self._stream.image_topic:
+            raise ScenarioError(
+                f'{scenario.path}: streams.{name}: has neither dataset nor image_topic; give one'
+            )
+        self._pictures = (
+            PictureSequence(dataset, self._stream.agent, self._stream.camera, self._picture_size)
+            if dataset is not None
+            else None
+        )
+        self._limit = self.parameters.frames or self._stream.frames or len(self._pictures or ())
+        self._period_s = 1.0 / self._stream.rate_hz if self._stream.rate_hz else 0.0
+        self._ledger = FrameLedger(
+            self.parameters.max_in_flight or self._execution.max_in_flight,
+            self._execution.frame_timeout_s,
+        )
+        self.add_post_set_parameters_callback(self._on_parameters_set)
+        self._gate = EpochGate(name)
+        self._traces = self.create_publisher(
+            FrameTrace, topics.frame_traces(self.common.fleet), qos.traces()
+        )
+        self._camera = Handback(self, 'camera')
+
+    def activate(self) -> None:
+        """Listen to plans, devices and results, and start sending."""
+        fleet = self.common.fleet
+        self._held_subscriptions = [
+            self.create_subscription(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan()),
+            self.create_subscription(
+                FrameResult,
+                topics.result(fleet, self.parameters.stream),
+                self._on_result,
+                qos.frames(),
+            ),
+        ]
+        for device in self._devices:
+            self._held_subscriptions.append(
+                self.create_subscription(
+                    DeviceTelemetry,
+                    topics.telemetry(fleet, device),
+                    self._on_telemetry,
+                    qos.telemetry(),
+                )
+            )
+        if self._pictures is None:
+            assert self._stream.image_topic is not None
+            self._held_subscriptions.append(
+                self.create_subscription(
+                    Image,
+                    self._stream.image_topic,
+                    self._on_image,
+                    qos.camera(),
+                    qos_overriding_options=qos.overridable(),
+                )
+            )
+        self._held_timers = [
+            self.steady_timer(min(0.02, self._period_s or 0.02), self._pump),
+            self.steady_timer(0.5, self._expire),
+        ]
+        self._fetch()
+
+    def deactivate(self) -> None:
+        """Stop sending."""
+        for subscription in self._held_subscriptions:
+            self.destroy_subscription(subscription)
+        for timer in self._held_timers:
+            self.destroy_timer(timer)
+        self._held_subscriptions, self._held_timers = [], []
+
+    def cleanup(self) -> None:
+        """Stop the camera thread."""
+        if self._camera is not None:
+            self._camera.close()
+        self._camera = None
+        for publisher in self._publishers_by_device.values():
+            self.destroy_publisher(publisher)
+        self._publishers_by_device = {}
+
+    def diagnose(self) -> list[Diagnosis]:
+        """Whether pictures come in and results come back."""
+        values = {
+            'sent': str(self._sent),
+            'finished': str(self._finished),
+            'lost': str(self._lost),
+            'refused': str(self._refused),
+        }
+        if self._last_error:
+            return [Diagnosis('frames', WARN, self._last_error, values)]
+        if self._last_picture_s is None:
+            return [Diagnosis('frames', STALE, 'no picture yet', values)]
+        plan = self._gate.newest
+        if plan is None:
+            return [Diagnosis('frames', WARN, 'no plan yet', values)]
+        waiting = self._gate.waiting_for(plan)
+        if waiting and self._gate.current() is None:
+            text = f'waiting for {", ".join(waiting)} to load plan {plan.epoch}'
+            return [Diagnosis('frames', WARN, text, values)]
+        return [Diagnosis('frames', WARN if self._lost else OK, 'running', values)]
+
+    def _on_parameters_set(self, parameters: list[Parameter]) -> None:
+        credits = changed(parameters).get('max_in_flight')
+        if credits is not None:
+            self._ledger.credits = credits or self._execution.max_in_flight
+
+    def _on_plan(self, msg: PartitionPlan) -> None:
+        try:
+            plan = conversions.fleet_plan_from_msg(msg)
+        except LapdtrError as error:
+            self._problem(str(error))
+            return
+        self._gate.add_plan(plan)
+        self._pump()
+
+    def _on_telemetry(self, msg: DeviceTelemetry) -> None:
+        self._gate.set_ready(msg.device, msg.ready_epochs)
+        self._pump()
+
+    def _on_image(self, msg: Image) -> None:
+        try:
+            picture = conversions.picture_from_msg(msg)
+        except LapdtrError as error:
+            self._refused += 1
+            self._problem(str(error))
+            return
+        self._ready_picture = Picture(
+            resize_picture(picture, self._picture_size),
+            conversions.time_from_msg(msg.header.stamp),
+            msg.header.frame_id,
+        )
+        self._last_picture_s = time.monotonic()
+        self._pump()
+
+    def _fetch(self) -> None:
+        """Have the camera thread decode the next picture of the dataset."""
+        if self._pictures is None or self._fetching or self._ready_picture is not None:
+            return
+        pictures, index = self._pictures, self._seq
+        if index >= self._limit:
+            return
+        assert self._camera is not None
+        self._fetching = True
+        self._camera.submit(lambda: pictures[index], self._on_picture)
+
+    def _on_picture(self, picture: Picture | None, error: Exception | None) -> None:
+        self._fetching = False
+        if picture is None:
+            self._refuse_picture(str(error))
+            self._fetch()
+            return
+        self._last_picture_s = time.monotonic()
+        self._ready_picture = picture
+        self._pump()
+
+    def _refuse_picture(self, reason: str) -> None:
+        """Account for a picture of the dataset that cannot be read."""
+        self._problem(reason)
+        self._refused += 1
+        frame = InFlight(self._seq, 0, time.monotonic(), 0, 0, '')
+        self._report(frame, frames.REFUSED, ())
+        self._seq += 1
+
+    def _pump(self) -> None:
+        """Send the picture in hand if a credit, a ready plan and the rate allow it."""
+        now = time.monotonic()
+        if self._ready_picture is None or not self._ledger.may_send or now < self._next_due:
+            return
+        plan = self._gate.current()
+        if plan is None:
+            return
+        publisher = self._publisher(plan.devices(self.parameters.stream)[0])
+        if publisher.get_subscription_count() == 0:
+            return
+        picture, self._ready_picture = self._ready_picture, None
+        self._next_due = max(self._next_due + self._period_s, now)
+        self._send(publisher, plan, picture, now)
+        self._fetch()
+
+    def _send(self, publisher: Publisher, plan: FleetPlan, picture: Picture, now: float) -> None:
+        stream = self.parameters.stream
+        packet = self._pack(plan.streams[stream].plan.picture, picture.pixels)
+        feature = Feature(
+            stream, self._seq, plan.epoch, 0, packet, picture.stamp_ns, picture.frame_id
+        )
+        publisher.publish(conversions.feature_to_msg(feature))
+        self._ledger.sent(
+            InFlight(self._seq, plan.epoch, now, packet.nbytes, picture.stamp_ns, picture.frame_id)
+        )
+        self._sent += 1
+        self._seq += 1
+
+    def _pack(self, coding: str, pixels: np.ndarray) -> Packet:
+        if coding == JPEG:
+            data = encode_jpeg(pixels, self._execution.jpeg_quality)
+            return Packet(frames.JPEG, 'uint8', pixels.shape, data)
+        return Packet.of_array(pixels, frames.RAW)
+
+    def _on_result(self, msg: FrameResult) -> None:
+        frame = self._ledger.finished(msg.seq)
+        if frame is None:
+            return
+        self._finished += 1
+        trace = tuple(conversions.stage_record_from_msg(record) for record in msg.trace)
+        self._report(frame, frames.FINISHED, trace)
+        self._pump()
+
+    def _expire(self) -> None:
+        for frame in self._ledger.expired(time.monotonic()):
+            self._lost += 1
+            self.get_logger().warning(
+                f'{self.parameters.stream} frame {frame.seq} lost: no result after '
+                f'{self._execution.frame_timeout_s:g} s'
+            )
+            self._report(frame, frames.LOST, ())
+
+    def _report(self, frame: InFlight, outcome: str, trace: tuple[StageRecord, ...]) -> None:
+        self._traces.publish(
+            conversions.outcome_to_msg(
+                FrameOutcome(
+                    stream=self.parameters.stream,
+                    seq=frame.seq,
+                    epoch=frame.epoch,
+                    outcome=outcome,
+                    oldest_epoch=self._ledger.oldest_epoch(frame.epoch),
+                    latency_s=time.monotonic() - frame.sent_s,
+                    picture_bytes=frame.picture_bytes,
+                    stamp_ns=frame.stamp_ns,
+                    frame_id=frame.frame_id,
+                    trace=trace,
+                )
+            )
+        )
+
+    def _publisher(self, device: str) -> Publisher:
+        if device not in self._devices:
+            raise UnknownNameError('device', device, self._devices)
+        if device not in self._publishers_by_device:
+            self._publishers_by_device[device] = self.create_publisher(
+                FeatureMap, topics.features(self.common.fleet, device), qos.frames()
+            )
+        return self._publishers_by_device[device]
+
+    def _problem(self, reason: str) -> None:
+        self._last_error = reason
+        self.get_logger().warning(reason, throttle_duration_sec=1.0)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of ``ros2 run lapdtr_ros source``."""
+    return run_node(SourceNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Who runs which units of a stream, in the order the frame travels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lapdtr_ros.errors import LapdtrError
+
+RAW = 'raw'
+JPEG = 'jpeg'
+
+
+class PlanError(LapdtrError):
+    """A plan that no device could execute."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Units ``start`` to ``stop - 1`` on one device."""
+
+    device: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of one stream.
+
+    Attributes:
+        stream: name of the camera stream, e.g. ``cav_0/camera0``.
+        model: name of the model.
+        source: device whose camera takes the picture.
+        sink: device that needs the result.
+        stages: consecutive unit ranges on distinct devices.
+        picture: coding of the picture on its way to the first stage, `RAW` or `JPEG`.
+    """
+
+    stream: str
+    model: str
+    source: str
+    sink: str
+    stages: tuple[Stage, ...]
+    picture: str = RAW
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise PlanError(f'plan of {self.stream}: no stages')
+        expected = 0
+        for stage in self.stages:
+            if stage.start != expected or stage.stop <= stage.start:
+                raise PlanError(
+                    f'plan of {self.stream}: stage on {stage.device} covers units '
+                    f'{stage.start} to {stage.stop}, expected a start of {expected} and at '
+                    f'least one unit'
+                )
+            expected = stage.stop
+        if len({stage.device for stage in self.stages}) != len(self.stages):
+            raise PlanError(f'plan of {self.stream}: a device holds two stages; merge them')
+        if self.picture not in (RAW, JPEG):
+            raise PlanError(
+                f'plan of {self.stream}: picture coding {self.picture!r} is not raw or jpeg'
+            )
+
+    @property
+    def units(self) -> int:
+        """Number of units that the stages cover."""
+        return self.stages[-1].stop
+
+    def stage_at(self, unit: int) -> Stage:
+        """The stage that runs ``unit``."""
+        for stage in self.stages:
+            if stage.start <= unit < stage.stop:
+                return stage
+        raise PlanError(f'plan of {self.stream}: no stage runs unit {unit} of {self.units}')
+
+
+@dataclass(frozen=True)
+class StreamDecision:
+    """A stream's plan with what it is predicted to cost per frame.
+
+    Attributes:
+        weights: weights identifier that every stage loads.
+        energy_j: energy of all devices, joules.
+        latency_s: way of one frame through all stages, seconds.
+        period_s: busiest stage or link, seconds.
+    """
+
+    plan: Plan
+    weights: str
+    energy_j: float
+    latency_s: float
+    period_s: float
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """One epoch: the decisions for all streams, taken together.
+
+    Attributes:
+        epoch: rises with every fleet plan.
+        planner: node that decided.
+        solver: solver that was used.
+        reason: why, for people.
+        streams: decision per stream name.
+    """
+
+    epoch: int
+    planner: str
+    solver: str
+    reason: str
+    streams: Mapping[str, StreamDecision]
+
+    def devices(self, stream: str) -> tuple[str, ...]:
+        """Devices that run stages of ``stream``, in order."""
+        return tuple(stage.device for stage in self.streams[stream].plan.stages)

@@ -1,0 +1,74 @@
+"""Named QoS profiles; users override them per topic with ``qos_overrides`` parameters."""
+
+from __future__ import annotations
+
+from rclpy.duration import Duration
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    LivelinessPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+# A source never has more frames in flight than this, so queues of this depth never overflow.
+MOST_IN_FLIGHT = 64
+
+LIVELINESS_LEASE_S = 1.0
+
+
+def frames() -> QoSProfile:
+    """Feature maps and results: none may be lost, and a late joiner must not get old ones."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=MOST_IN_FLIGHT,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.VOLATILE,
+    )
+
+
+def plan() -> QoSProfile:
+    """Fleet plans: a late joiner gets the newest one."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def telemetry() -> QoSProfile:
+    """Device state. The publisher's liveliness lease lets the planner see a dead device."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=10,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+        liveliness=LivelinessPolicy.AUTOMATIC,
+        liveliness_lease_duration=Duration(seconds=LIVELINESS_LEASE_S),
+    )
+
+
+def traces() -> QoSProfile:
+    """Frame traces: small, frequent, wanted complete."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=256, reliability=ReliabilityPolicy.RELIABLE
+    )
+
+
+def camera() -> QoSProfile:
+    """Live pictures: newest only; best effort matches drivers of either reliability."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+    )
+
+
+def diagnostics() -> QoSProfile:
+    """The ``/diagnostics`` topic."""
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10)
+
+
+def overridable() -> QoSOverridingOptions:
+    """History, depth and reliability may be set from parameters."""
+    return QoSOverridingOptions.with_default_policies()

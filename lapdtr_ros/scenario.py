@@ -1,0 +1,303 @@
+"""Scenario files: one YAML that describes a fleet, its streams and what is asked of them.
+
+Every node reads the same file, so vehicles, planner and command agree on names and figures.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import LapdtrError, UnknownNameError
+from .planning.classes import (
+    config_directory,
+    device_from_class,
+    link_from_class,
+    load_device_class,
+    load_link_class,
+)
+from .planning.fleet import Device, Fleet, Link, Requirements, Weights
+
+_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
+
+
+class ScenarioError(LapdtrError):
+    """A scenario file that cannot be used; the text names the file and the key."""
+
+
+def _ros_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            'is not a ROS name: start every part with a letter, then letters, digits and _'
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_ros_name)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra='forbid', frozen=True)
+
+
+class ModelSection(_Section):
+    """Which model runs and where its weights come from."""
+
+    name: str
+    weights: str
+
+
+class DeviceSection(_Section):
+    """One device; what is not given comes from the device class."""
+
+    device_class: str = Field(alias='class')
+    soc: Share = 1.0
+    reserve_soc: Share = 0.0
+    battery_wh: Positive | None = None
+    memory_mb: Positive | None = None
+    load: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class LinkSection(_Section):
+    """A link in both directions between two devices."""
+
+    between: tuple[Name, Name]
+    link_class: str = Field(alias='class')
+    bytes_per_s: Positive | None = None
+    latency_s: NonNegative | None = None
+
+
+class StreamSection(_Section):
+    """One camera: pictures come from an OPV2V directory or from an image topic."""
+
+    source: Name
+    sink: Name | None = None
+    dataset: str | None = None
+    agent: int | None = None
+    camera: Annotated[int, Field(ge=0, le=3)] = 0
+    image_topic: str | None = None
+    frames: Annotated[int, Field(ge=0)] = 0
+    rate_hz: NonNegative = 0.0
+
+
+class WeightsSection(_Section):
+    """Weights of the objectives; only their ratio matters."""
+
+    energy: NonNegative = 1.0
+    latency: NonNegative = 0.0
+    period: NonNegative = 0.0
+
+
+class RequirementsSection(_Section):
+    """What every stream asks of its plan."""
+
+    weights: WeightsSection = WeightsSection()
+    max_latency_s: Positive = math.inf
+    max_period_s: Positive = math.inf
+    max_energy_j: Positive = math.inf
+    pictures_stay: bool = False
+    battery_weight: NonNegative = 0.0
+    allow_jpeg: bool = False
+
+
+class ExecutionSection(_Section):
+    """How stages run."""
+
+    backend: Literal['torch', 'onnx'] = 'torch'
+    threads: Annotated[int, Field(ge=1)] = 1
+    max_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
+    frame_timeout_s: Positive = 30.0
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+
+
+class ScenarioFile(_Section):
+    """The YAML file as a whole."""
+
+    name: str
+    description: str = ''
+    model: ModelSection
+    devices: Annotated[dict[Name, DeviceSection], Field(min_length=1)]
+    links: list[LinkSection] = []
+    streams: Annotated[dict[Name, StreamSection], Field(min_length=1)]
+    requirements: RequirementsSection = RequirementsSection()
+    solver: str = 'exact'
+    execution: ExecutionSection = ExecutionSection()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A checked scenario.
+
+    Attributes:
+        path: the file it came from.
+        file: its content.
+        fleet: devices and links with the figures of their classes.
+        requirements: limits and weights for every stream.
+    """
+
+    path: Path
+    file: ScenarioFile
+    fleet: Fleet
+    requirements: Requirements
+
+    def stream(self, name: str) -> StreamSection:
+        """The section of one stream."""
+        try:
+            return self.file.streams[name]
+        except KeyError:
+            raise UnknownNameError('stream', name, self.file.streams) from None
+
+    def sink(self, stream: str) -> str:
+        """Device that needs the stream's result: its source unless said otherwise."""
+        section = self.stream(stream)
+        return section.sink or section.source
+
+    def dataset(self, stream: str) -> Path | None:
+        """Directory of the stream's pictures; relative paths start at the scenario file."""
+        section = self.stream(stream)
+        return self.path.parent / section.dataset if section.dataset else None
+
+
+def load_scenario(path: Path | str) -> Scenario:
+    """Read and check a scenario file.
+
+    Raises:
+        ScenarioError: the file is missing, is not YAML, or has a wrong, missing or misspelt key.
+        UnknownNameError: a device class, link class or device that nobody defined.
+    """
+    path = Path(path).expanduser().resolve()
+    content = _read_yaml(path)
+    try:
+        file = ScenarioFile.model_validate(content)
+    except ValidationError as error:
+        raise ScenarioError(_explain(path, error)) from None
+    return Scenario(path, file, _fleet(path, file), _requirements(file.requirements))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise ScenarioError(f'{path}: {error.strerror}; give the path of a scenario YAML') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScenarioError(f'{path}: not a YAML file: {error}') from None
+
+
+def _fleet(path: Path, file: ScenarioFile) -> Fleet:
+    devices = {name: _device(name, section) for name, section in file.devices.items()}
+    links: dict[tuple[str, str], Link] = {}
+    for position, section in enumerate(file.links):
+        first, second = section.between
+        for end in section.between:
+            if end not in devices:
+                error = UnknownNameError('device', end, devices)
+                raise ScenarioError(f'{path}: links[{position}].between: {error}')
+        if first == second:
+            raise ScenarioError(f'{path}: links[{position}].between: {first!r} links to itself')
+        for source, target in ((first, second), (second, first)):
+            if (source, target) in links:
+                raise ScenarioError(
+                    f'{path}: links[{position}]: {first} and {second} are linked twice; keep one'
+                )
+            links[source, target] = _link(section, source, target)
+    for name, stream in file.streams.items():
+        for role, end in (('source', stream.source), ('sink', stream.sink or stream.source)):
+            if end not in devices:
+                error = UnknownNameError('device', end, devices)
+                raise ScenarioError(f'{path}: streams.{name}.{role}: {error}')
+        if stream.dataset and stream.image_topic:
+            raise ScenarioError(
+                f'{path}: streams.{name}: has both dataset and image_topic; keep one'
+            )
+    return Fleet(devices, links)
+
+
+def _device(name: str, section: DeviceSection) -> Device:
+    device_class = load_device_class(section.device_class, config_directory() / 'devices')
+    overrides: dict[str, float] = {
+        'soc': section.soc,
+        'reserve_soc': section.reserve_soc,
+        'load': section.load,
+    }
+    if section.battery_wh is not None:
+        overrides['battery_j'] = section.battery_wh * 3600.0
+    if section.memory_mb is not None:
+        overrides['memory_bytes'] = section.memory_mb * 1e6
+    return device_from_class(device_class, name, **overrides)
+
+
+def _link(section: LinkSection, source: str, target: str) -> Link:
+    link_class = load_link_class(section.link_class, config_directory() / 'links')
+    overrides = {
+        key: value
+        for key in ('bytes_per_s', 'latency_s')
+        if (value := getattr(section, key)) is not None
+    }
+    return link_from_class(link_class, source, target, **overrides)
+
+
+def _requirements(section: RequirementsSection) -> Requirements:
+    weights = Weights(section.weights.energy, section.weights.latency, section.weights.period)
+    return Requirements(
+        weights=weights,
+        max_latency_s=section.max_latency_s,
+        max_period_s=section.max_period_s,
+        max_energy_j=section.max_energy_j,
+        pictures_stay=section.pictures_stay,
+        battery_weight=section.battery_weight,
+    )
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [f'{path}: the scenario cannot be used:']
+    for problem in error.errors():
+        key = '.'.join(str(part) for part in problem['loc']) or 'file'
+        lines.append(f'  {key}: {_problem_text(problem)}')
+    return '\n'.join(lines)
+
+
+def _problem_text(problem: Any) -> str:
+    kind = problem['type']
+    if kind == 'missing':
+        return 'is missing'
+    if kind == 'extra_forbidden':
+        known = _known_keys(problem['loc'][:-1])
+        close = difflib.get_close_matches(str(problem['loc'][-1]), known, n=1)
+        return (
+            f'unknown key; did you mean {close[0]!r}?'
+            if close
+            else (f'unknown key; known: {", ".join(known)}')
+        )
+    text = problem['msg'].removeprefix('Value error, ')
+    return f'{text} (got {problem["input"]!r})'
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Keys that are legal at a place of the file, by walking the section classes."""
+    section: type[BaseModel] = ScenarioFile
+    for part in location:
+        field = section.model_fields.get(str(part))
+        nested = _section_of(field.annotation) if field else None
+        if nested is not None:
+            section = nested
+    return sorted(info.alias or name for name, info in section.model_fields.items())
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, '__args__', ()):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None
