@@ -16,6 +16,8 @@ from . import topics
 from .errors import LapdtrError
 from .scenario import Scenario
 
+END_WITH_PARENT = 'LAPDTR_END_WITH_PARENT'
+
 
 class ProcessFailedError(LapdtrError):
     """A process of the fleet ended although nobody asked it to."""
@@ -46,23 +48,30 @@ class ProcessSpec:
         return [sys.executable, '-m', f'lapdtr_ros.nodes.{self.executable}', *ros]
 
 
-def device_process(scenario: Path, fleet: str, device: str) -> ProcessSpec:
-    """The device node of one device."""
+def device_process(scenario: Path, fleet: str, device: str, sinks: int = 0) -> ProcessSpec:
+    """The device node of one device; ``sinks`` listen to results beside the source."""
     return ProcessSpec(
         f'device_{device.replace("/", "_")}',
         'device',
         topics.namespace(fleet, device),
-        {**_common(scenario, fleet), 'device': device},
+        {**_common(scenario, fleet), 'device': device, 'result_listeners': 1 + sinks},
     )
 
 
-def source_process(scenario: Path, fleet: str, stream: str, frames: int = 0) -> ProcessSpec:
-    """The source node of one stream."""
+def source_process(
+    scenario: Path, fleet: str, stream: str, frames: int = 0, listeners: int = 0
+) -> ProcessSpec:
+    """The source node of one stream; ``listeners`` must hear its traces before it starts."""
     return ProcessSpec(
         f'source_{stream.replace("/", "_")}',
         'source',
         topics.namespace(fleet, stream),
-        {**_common(scenario, fleet), 'stream': stream, 'frames': frames},
+        {
+            **_common(scenario, fleet),
+            'stream': stream,
+            'frames': frames,
+            'trace_listeners': listeners,
+        },
     )
 
 
@@ -71,13 +80,26 @@ def planner_process(scenario: Path, fleet: str) -> ProcessSpec:
     return ProcessSpec('planner', 'planner', topics.namespace(fleet), _common(scenario, fleet))
 
 
-def fleet_processes(scenario: Scenario, fleet: str = '', frames: int = 0) -> list[ProcessSpec]:
-    """All processes of a scenario: devices, planner and sources."""
-    path = scenario.path
+def fleet_processes(
+    scenario: Scenario, fleet: str = '', frames: int = 0, sinks: int = 0
+) -> list[ProcessSpec]:
+    """All processes of a scenario: devices, planner and sources.
+
+    Args:
+        scenario: the scenario.
+        fleet: namespace of the fleet.
+        frames: frames per stream; 0 as the scenario says.
+        sinks: sinks that must not miss a frame; the fleet waits for them.
+    """
+    path, devices = scenario.path, tuple(scenario.fleet.devices)
+    listeners = len(devices) + sinks
     return [
-        *(device_process(path, fleet, device) for device in scenario.fleet.devices),
+        *(device_process(path, fleet, device, sinks) for device in devices),
         planner_process(path, fleet),
-        *(source_process(path, fleet, stream, frames) for stream in scenario.file.streams),
+        *(
+            source_process(path, fleet, stream, frames, listeners)
+            for stream in scenario.file.streams
+        ),
     ]
 
 
@@ -102,7 +124,12 @@ class ProcessGroup:
     ) -> None:
         self._specs = tuple(specs)
         self._logs = logs
-        self._environment = {**os.environ, 'PYTHONUNBUFFERED': '1', **(environment or {})}
+        self._environment = {
+            **os.environ,
+            'PYTHONUNBUFFERED': '1',
+            END_WITH_PARENT: '1',
+            **(environment or {}),
+        }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._files: list[IO[bytes]] = []
 

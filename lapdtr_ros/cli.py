@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import demo, generate, plan, run
+from .commands import demo, generate, plan, run, train
 from .errors import LapdtrError
 
-_VERBS = (generate, plan, run, demo)
+_VERBS = (generate, plan, run, demo, train)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ Every node reads the same file, so vehicles, planner and command agree on names 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import re
@@ -17,7 +18,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from .errors import LapdtrError, UnknownNameError
 from .planning.classes import (
-    config_directory,
     device_from_class,
     link_from_class,
     load_device_class,
@@ -223,7 +223,7 @@ def _fleet(path: Path, file: ScenarioFile) -> Fleet:
 
 
 def _device(name: str, section: DeviceSection) -> Device:
-    device_class = load_device_class(section.device_class, config_directory() / 'devices')
+    device_class = load_device_class(section.device_class)
     overrides: dict[str, float] = {
         'soc': section.soc,
         'reserve_soc': section.reserve_soc,
@@ -237,13 +237,13 @@ def _device(name: str, section: DeviceSection) -> Device:
 
 
 def _link(section: LinkSection, source: str, target: str) -> Link:
-    link_class = load_link_class(section.link_class, config_directory() / 'links')
+    link_class = load_link_class(section.link_class)
     overrides = {
         key: value
         for key in ('bytes_per_s', 'latency_s')
         if (value := getattr(section, key)) is not None
     }
-    return link_from_class(link_class, source, target, **overrides)
+    return dataclasses.replace(link_from_class(link_class, source, target), **overrides)
 
 
 def _requirements(section: RequirementsSection) -> Requirements:

@@ -6,7 +6,7 @@ DIAGNOSTICS = '/diagnostics'
 
 
 def _join(fleet: str, *parts: str) -> str:
-    return '/'.join(['', *(p for p in (fleet.strip('/'), *parts) if p)])
+    return '/' + '/'.join(part for part in (fleet.strip('/'), *parts) if part)
 
 
 def plan(fleet: str) -> str:

@@ -60,7 +60,7 @@ def _show(scenario: Scenario, stream: str, options: argparse.Namespace) -> None:
         solver=options.solver or scenario.file.solver,
     )
     rows = [_row('chosen', solution.plan, solution.cost, chosen=True)]
-    rows += [_row(label, plan, cost) for label, plan, cost in solution.alternatives]
+    rows += [_row('', plan, cost) for plan, cost in solution.alternatives]
     console = Console()
     print_plan_table(rows, console, title=f'{scenario.file.model.name} for {stream}')
     console.print(

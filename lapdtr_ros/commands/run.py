@@ -118,7 +118,7 @@ def run_scenario(
     """
     expected = expected_frames(scenario, frames)
     environment = isolated_environment()
-    specs = fleet_processes(scenario, frames=frames)
+    specs = fleet_processes(scenario, frames=frames, sinks=1)
     with ProcessGroup(specs, out / 'logs', environment) as group, _ros(environment):
         return _listen(scenario, out, expected, group, interventions, save_outputs)
 

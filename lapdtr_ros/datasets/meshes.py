@@ -89,7 +89,11 @@ class Mesh:
         self.count += len(positions)
 
     def to_geom(self, name: str) -> Any:
-        """Return a panda3d `GeomNode`; faces are to be drawn from both sides."""
+        """Return a panda3d `GeomNode`.
+
+        Seen from outside a face is clockwise here, since y points right; the swap mirrors it into
+        what panda3d takes for a front.
+        """
         from panda3d import core
 
         table = np.zeros(self.count, dtype=_VERTEX)
@@ -103,7 +107,7 @@ class Mesh:
         memoryview(data.modify_array(0)).cast('B')[:] = table.tobytes()
         triangles = core.GeomTriangles(core.Geom.UH_static)
         triangles.set_index_type(core.Geom.NT_uint32)
-        indices = np.concatenate(self.faces).astype('<u4')
+        indices = np.concatenate(self.faces)[:, ::-1].astype('<u4')
         rows = triangles.modify_vertices()
         rows.unclean_set_num_rows(indices.size)
         memoryview(rows).cast('B')[:] = indices.tobytes()
@@ -226,7 +230,14 @@ def _ball() -> tuple[np.ndarray, np.ndarray]:
     for i, j, k in corners:
         ij, jk, ik = middle[i, j], middle[j, k], middle[i, k]
         faces += [(i, ij, ik), (j, ij, jk), (k, ik, jk), (ij, jk, ik)]
-    return np.array(vertices), np.array(faces)
+    return np.array(vertices), _outwards(np.array(vertices), np.array(faces))
+
+
+def _outwards(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Turn the faces of a solid around the origin so that (b - a) x (c - a) points outwards."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    inwards = (np.cross(b - a, c - a) * a).sum(axis=1) < 0.0
+    return np.where(inwards[:, None], faces[:, ::-1], faces)
 
 
 _BALL, _BALL_FACES = _ball()

@@ -100,7 +100,6 @@ class Renderer:
         core = self._core
         self._scene = scene
         self._root = core.NodePath('scene')
-        self._root.set_two_sided(True)
         self._objects = self._root.attach_new_node('objects')
         if not self._instances:
             self._root.set_antialias(core.AntialiasAttrib.M_multisample)
@@ -244,6 +243,7 @@ class Renderer:
             self._paint_without_depth(node, order + 1)
 
     def _paint_without_depth(self, node: Any, order: int) -> None:
+        node.set_two_sided(True)
         node.set_bin('background', order)
         node.set_depth_test(False)
         node.set_depth_write(False)
@@ -371,7 +371,7 @@ class Renderer:
             colours = np.array([_MATERIALS.get(part, scene.paints[index]) for part in model.parts])
             mesh = Mesh()
             mesh.add_faces(model.vertices, model.normals, colours, model.faces)
-            body.attach_new_node(mesh.to_geom('model')).set_two_sided(False)
+            body.attach_new_node(mesh.to_geom('model'))
             detail.add_switch(*distances)
         silhouette = Mesh()
         length, width, height = kind.size
@@ -471,12 +471,13 @@ def _original_model(name: str) -> VehicleModel:
     import gltf
 
     root = core.NodePath(gltf.load_model(str(_model_directory() / f'{name}.glb')))
-    vertices, normals, faces, parts = [], [], [], []
+    vertices, normals, faces = [], [], []
+    parts: list[str] = []
     for node in root.find_all_matches('**/+GeomNode'):
         matrix = node.get_mat(root)
         for geom, state in _geoms(node.node()):
             points, directions, indices = _read_geom(geom, matrix)
-            faces.append(indices + len(parts))
+            faces.append(indices[:, ::-1] + len(parts))  # the swap of axes below mirrors them
             vertices.append(points)
             normals.append(directions)
             parts.extend([_material(state, core)] * len(points))
@@ -533,7 +534,10 @@ def _panda() -> Any:
         from panda3d import core
     except ImportError as error:
         raise GeneratorError(f'{error.name} is missing; {_PIP_REMEDY}') from error
-    settings = 'audio-library-name null\nnotify-level-display error\nnotify-level-device fatal'
+    # What panda3d prints about displays and input devices is noise without them; that no frame
+    # buffer could be opened is told by `Renderer`.
+    quiet = ('display', 'egldisplay', 'device')
+    settings = '\n'.join(['audio-library-name null', *(f'notify-level-{c} fatal' for c in quiet)])
     core.load_prc_file_data('lapdtr_ros', settings)
     return core
 

@@ -123,8 +123,13 @@ class Layout:
     focus: np.ndarray
 
     def clearance(self, points: np.ndarray) -> np.ndarray:
-        """Distance in metres of points (N, 2) to the nearest kerb, negative on the road."""
-        return np.min([_distance(points, r.centre) - r.half_width for r in self.roads], axis=0)
+        """Distance in metres of points (N, 2) to the nearest kerb, negative on the road.
+
+        The rounded corners of a junction count as a disc around it.
+        """
+        to_roads = [_distance(points, r.centre) - r.half_width for r in self.roads]
+        to_focus = np.linalg.norm(points - self.focus, axis=1)
+        return np.min([*to_roads, to_focus - self.roads[0].marked_from], axis=0)
 
     def parking_slots(self) -> np.ndarray:
         """Middle and heading of every parking slot: (N, 3), metres and radians."""
@@ -432,16 +437,14 @@ def _stop_marks(arm: Road) -> list[np.ndarray]:
 
 def _slots_of(road: Road) -> np.ndarray:
     """Parking slots of both sides; vehicles face the way of the traffic next to them."""
-    normals = _normals(road.centre)
-    tangent = np.gradient(road.centre, axis=0)
-    yaw = np.arctan2(tangent[:, 1], tangent[:, 0])
     first = road.marked_from + (12.0 if road.marked_from else _SLOT_M)
-    index = np.arange(first, (len(road.centre) - 1) * STEP_M - _SLOT_M, _SLOT_M) / STEP_M
-    index = index.astype(int)
-    offset = road.lanes_width + PARKING_WIDTH / 2
+    centre = road.centre[int(first / STEP_M) :]
     sides = []
     for side in (1, -1):
-        middle = road.centre[index] + side * offset * normals[index]
-        heading = yaw[index] + (0.0 if side > 0 else math.pi)
-        sides.append(np.column_stack([middle, heading]))
+        # Spaced along their own line, which is the shorter one inside a bend.
+        line = _resample(_offset(centre, side * (road.lanes_width + PARKING_WIDTH / 2)))
+        tangent = np.gradient(line, axis=0) * side
+        index = np.arange(0, len(line) - _SLOT_M / STEP_M, _SLOT_M / STEP_M).astype(int)
+        yaw = np.arctan2(tangent[index, 1], tangent[index, 0])
+        sides.append(np.column_stack([line[index], yaw]))
     return np.concatenate(sides)

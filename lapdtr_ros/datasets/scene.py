@@ -146,7 +146,7 @@ class Scene:
             ego_speed=speed + dspeed,
             plan_trajectory=self._plan(frame, vehicle),
             cameras=cameras,
-            vehicles=self._labels(frame, vehicle, np.array(lidar[:3])),
+            vehicles=self._seen_labels(frame, vehicle, np.array(lidar[:3])),
         )
 
     def protocol(self) -> dict[str, Any]:
@@ -208,13 +208,20 @@ class Scene:
         places = [route.locate(start + 0.5 * speed * step)[:2] for step in range(1, 11)]
         return tuple((x, y, 3.6 * speed) for x, y in places)
 
-    def _labels(self, frame: int, own: int, lidar: np.ndarray) -> dict[int, VehicleLabel]:
+    def present_labels(self, frame: int, own: int) -> dict[int, VehicleLabel]:
+        """Labels of all vehicles on the road but `own`, seen by it or not, in order of their id."""
+        others = [int(vehicle) for vehicle in np.flatnonzero(self.traffic.present[frame])]
+        labels = [self._label(frame, vehicle) for vehicle in others if vehicle != own]
+        return {label.id: label for label in sorted(labels, key=lambda label: label.id)}
+
+    def _seen_labels(self, frame: int, own: int, lidar: np.ndarray) -> dict[int, VehicleLabel]:
         others = np.flatnonzero(self.traffic.present[frame])
         others = others[others != own]
         blocks = np.array([block.vector for block in self.scenery.blocks]).reshape(-1, 7)
-        seen = others[visible(lidar, self.boxes(frame)[others], blocks)]
-        labels = [self._label(frame, int(vehicle)) for vehicle in seen]
-        return {label.id: label for label in sorted(labels, key=lambda label: label.id)}
+        mask = visible(lidar, self.boxes(frame)[others], blocks)
+        seen = {self.ids[vehicle] for vehicle in others[mask]}
+        labels = self.present_labels(frame, own)
+        return {number: label for number, label in labels.items() if number in seen}
 
     def _label(self, frame: int, vehicle: int) -> VehicleLabel:
         x, y, z, roll, yaw, pitch = self.vehicle_pose(frame, vehicle)

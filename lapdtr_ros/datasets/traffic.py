@@ -23,7 +23,8 @@ _BRAKING = 2.5
 _HARD_BRAKING = 7.0
 _HEADWAY_S = 1.2
 _STANDSTILL_GAP = 2.0
-_LOOK_AHEAD_M = 60.0
+_LOOK_AHEAD_M = 50.0
+_PATH_STEP_M = 2.0
 _CORRIDOR = 2.1  # lateral metres within which somebody is in the way
 _GREEN_S = 9.0
 _LATE_BRAKING = 4.0  # who would need more than this to stop at a signal drives on
@@ -100,24 +101,16 @@ class Traffic:
     distances: np.ndarray
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Driver:
+    """Where a vehicle starts and how it likes to drive."""
+
     route: Route
     kind: VehicleKind
     distance: float
     speed: float
     wish: float
     lateral: float
-
-    @property
-    def half_length(self) -> float:
-        return self.kind.size[0] / 2
-
-    def state(self) -> tuple[float, float, float, float]:
-        x, y, yaw = self.route.locate(self.distance)
-        # A vehicle keeps its own small distance from the middle of the lane.
-        x, y = x - self.lateral * math.sin(yaw), y + self.lateral * math.cos(yaw)
-        return x, y, yaw, self.speed
 
 
 def simulate(layout: Layout, frames: int, density: float, rng: np.random.Generator) -> Traffic:
@@ -135,19 +128,16 @@ def simulate(layout: Layout, frames: int, density: float, rng: np.random.Generat
     duration = BURN_IN_S + frames * FRAME_S
     drivers = _place_drivers(layout, duration, density, rng)
     parked = _place_parked(layout, density, rng)
-    signals = _Signals(layout)
+    flow = _Flow(layout, drivers)
     burn_in = round(BURN_IN_S / FRAME_S)
     moving = np.empty((frames, len(drivers), 4))
     distances = np.zeros((frames, len(drivers) + len(parked)))
     for step in range(-burn_in, frames):
-        states = np.array([driver.state() for driver in drivers]).reshape(-1, 4)
+        states = flow.states()
         if step >= 0:
             moving[step] = states
-            distances[step, : len(drivers)] = [driver.distance for driver in drivers]
-        signals.advance(drivers)
-        accelerations = [_acceleration(i, drivers, states, signals) for i in range(len(drivers))]
-        for driver, acceleration in zip(drivers, accelerations, strict=True):
-            _move(driver, acceleration)
+            distances[step, : len(drivers)] = flow.distance
+        flow.advance(states)
     return _traffic(drivers, parked, moving, distances)
 
 
@@ -212,22 +202,15 @@ def _lanes(layout: Layout) -> list[list[Route]]:
 def _without_collisions(drivers: Sequence[_Driver]) -> list[_Driver]:
     """Drop vehicles that lanes merging behind a junction would place on one another."""
     kept: list[_Driver] = []
-    places: list[tuple[float, float]] = []
+    places = np.empty((0, 2))
     for driver in drivers:
-        x, y, _, _ = driver.state()
-        if all(
-            math.hypot(x - a, y - b) > 9.0 or _beside(driver, other)
-            for other, (a, b) in zip(kept, places, strict=True)
-        ):
+        x, y, yaw = driver.route.locate(driver.distance)
+        offset = places - (x, y)
+        lateral = np.abs(-offset[:, 0] * math.sin(yaw) + offset[:, 1] * math.cos(yaw))
+        if ((np.linalg.norm(offset, axis=1) > 9.0) | (lateral > 2.8)).all():
             kept.append(driver)
-            places.append((x, y))
+            places = np.vstack([places, (x, y)])
     return kept
-
-
-def _beside(one: _Driver, other: _Driver) -> bool:
-    x, y, yaw, _ = one.state()
-    a, b, _, _ = other.state()
-    return abs(-(a - x) * math.sin(yaw) + (b - y) * math.cos(yaw)) > 2.8
 
 
 def _place_parked(
@@ -242,104 +225,125 @@ def _place_parked(
     return parked
 
 
-class _Signals:
-    """One green arm at a time; the next one when the junction is empty."""
+class _Flow:
+    """All moving vehicles, as arrays of shape (V,)."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._arms = sorted({route.arm for route in layout.routes if route.arm is not None})
-        self._current = 0
-        self._left_s = _GREEN_S
+    def __init__(self, layout: Layout, drivers: Sequence[_Driver]) -> None:
+        routes = list(layout.routes)
+        self.distance = np.array([driver.distance for driver in drivers])
+        self._speed = np.array([driver.speed for driver in drivers])
+        self._wish = np.array([driver.wish for driver in drivers])
+        self._lateral = np.array([driver.lateral for driver in drivers])
+        self._half_length = np.array([driver.kind.size[0] / 2 for driver in drivers])
+        self._route = np.array([routes.index(driver.route) for driver in drivers], dtype=int)
+        self._paths = _Paths(routes, -float(self.distance.min(initial=0.0)))
+        self._stop = np.array([driver.route.stop_m for driver in drivers])
+        self._clear = np.array([driver.route.clear_m for driver in drivers])
+        self._arm = np.array([-1 if d.route.arm is None else d.route.arm for d in drivers])
+        self._arms = sorted({route.arm for route in routes if route.arm is not None})
+        self._green = 0
+        self._green_left_s = _GREEN_S
 
-    def is_green(self, arm: int) -> bool:
-        return self._left_s > 0.0 and self._arms[self._current] == arm
+    def states(self) -> np.ndarray:
+        """Return (V, 4): x, y, yaw, speed."""
+        x, y, yaw, _ = self._paths.at(self._route, self.distance).T
+        # A vehicle keeps its own small distance from the middle of the lane.
+        x, y = x - self._lateral * np.sin(yaw), y + self._lateral * np.cos(yaw)
+        return np.column_stack([x, y, yaw, self._speed])
 
-    def advance(self, drivers: Sequence[_Driver]) -> None:
-        if not self._arms:
-            return
-        self._left_s -= FRAME_S
-        if self._left_s <= 0.0 and not any(_in_junction(driver) for driver in drivers):
-            self._current = (self._current + 1) % len(self._arms)
-            self._left_s = _GREEN_S
+    def advance(self, states: np.ndarray) -> None:
+        """Drive for `FRAME_S`."""
+        self._switch_signals()
+        speed = np.maximum(0.0, self._speed + self._accelerations(states) * FRAME_S)
+        self.distance = self.distance + 0.5 * (self._speed + speed) * FRAME_S
+        self._speed = speed
 
+    def _switch_signals(self) -> None:
+        """One arm at a time has green; the next one when the junction is empty."""
+        self._green_left_s -= FRAME_S
+        front = self.distance + self._half_length
+        inside = (front > self._stop) & (self.distance < self._clear + self._half_length)
+        if self._arms and self._green_left_s <= 0.0 and not inside.any():
+            self._green = (self._green + 1) % len(self._arms)
+            self._green_left_s = _GREEN_S
 
-def _in_junction(driver: _Driver) -> bool:
-    front = driver.distance + driver.half_length
-    return driver.route.stop_m < front and driver.distance < (
-        driver.route.clear_m + driver.half_length
-    )
+    def _accelerations(self, states: np.ndarray) -> np.ndarray:
+        limit = self._paths.at(self._route, self.distance)[:, 3]
+        wish = np.minimum(self._wish, limit)
+        gap, lead_speed = self._leaders(states)
+        line = self._line_gaps() + _STANDSTILL_GAP - 0.5
+        lead_speed = np.where(line < gap, 0.0, lead_speed)
+        gap = np.maximum(np.minimum(gap, line), 0.1)
+        speed = self._speed
+        closing = speed * (speed - lead_speed) / (2 * math.sqrt(_ACCELERATION * _BRAKING))
+        wanted = _STANDSTILL_GAP + np.maximum(0.0, speed * _HEADWAY_S + closing)
+        value = _ACCELERATION * (1.0 - (speed / wish) ** 4 - (wanted / gap) ** 2)
+        return np.clip(value, -_HARD_BRAKING, _ACCELERATION)
 
+    def _line_gaps(self) -> np.ndarray:
+        """Metres to the stop lines that must be kept, infinite without one."""
+        gap = self._stop - self.distance - self._half_length
+        green = self._arms[self._green] if self._arms and self._green_left_s > 0.0 else None
+        # Too late to stop: the junction is not given to others before this vehicle has left it.
+        late = gap < self._speed**2 / (2 * _LATE_BRAKING)
+        free = late | (gap < 0.0) | (self._arm < 0)
+        if green is not None:
+            free |= self._arm == green
+        return np.where(free, math.inf, gap)
 
-def _acceleration(
-    index: int, drivers: Sequence[_Driver], states: np.ndarray, signals: _Signals
-) -> float:
-    driver = drivers[index]
-    place = int(min(max(driver.distance, 0.0), driver.route.length) / STEP_M)
-    wish = min(driver.wish, float(driver.route.speed_limit[place]))
-    gap, lead_speed = _leader(index, drivers, states)
-    line = _line_gap(driver, signals)
-    if line < gap:
-        gap, lead_speed = line + _STANDSTILL_GAP - 0.5, 0.0
-    speed = driver.speed
-    closing = speed * (speed - lead_speed) / (2 * math.sqrt(_ACCELERATION * _BRAKING))
-    wanted = _STANDSTILL_GAP + max(0.0, speed * _HEADWAY_S + closing)
-    free = 1.0 - (speed / max(wish, 0.1)) ** 4
-    value = _ACCELERATION * (free - (wanted / max(gap, 0.1)) ** 2)
-    return min(max(value, -_HARD_BRAKING), _ACCELERATION)
-
-
-def _leader(index: int, drivers: Sequence[_Driver], states: np.ndarray) -> tuple[float, float]:
-    """Free metres before the next vehicle in the way, and its speed along the own path."""
-    driver = drivers[index]
-    relative = states[:, :2] - states[index, :2]
-    near = np.flatnonzero((relative**2).sum(axis=1) < (_LOOK_AHEAD_M + 10.0) ** 2)
-    near = near[near != index]
-    path = _path_ahead(driver)
-    if not len(near):
-        return math.inf, 0.0
-    offsets = states[near, None, :2] - path[None, :, :2]
-    squared = (offsets**2).sum(axis=2)
-    closest = squared.argmin(axis=1)
-    row = np.arange(len(near))
-    yaw = path[closest, 2]
-    offset = offsets[row, closest]
-    along = offset[:, 0] * np.cos(yaw) + offset[:, 1] * np.sin(yaw)
-    lateral = -offset[:, 0] * np.sin(yaw) + offset[:, 1] * np.cos(yaw)
-    ahead = closest * 1.0 + along
-    blocking = (np.abs(lateral) < _CORRIDOR) & (ahead > 0.2) & (np.abs(along) < 1.5)
-    if not blocking.any():
-        return math.inf, 0.0
-    other = int(near[blocking][ahead[blocking].argmin()])
-    first = int(np.flatnonzero(blocking)[ahead[blocking].argmin()])
-    gap = float(ahead[first]) - driver.half_length - drivers[other].half_length
-    speed = drivers[other].speed * math.cos(states[other, 2] - float(yaw[first]))
-    return gap, max(0.0, speed)
-
-
-def _path_ahead(driver: _Driver) -> np.ndarray:
-    """Points (M, 3) of x, y, yaw, one metre apart, from the vehicle on."""
-    distance = driver.distance + np.arange(0.0, _LOOK_AHEAD_M)
-    inside = np.clip(distance, 0.0, driver.route.length)
-    index = (inside / STEP_M).astype(int)
-    share = (inside / STEP_M - index)[:, None]
-    following = np.minimum(index + 1, len(driver.route.points) - 1)
-    points = (1 - share) * driver.route.points[index] + share * driver.route.points[following]
-    yaw = driver.route.yaw[index]
-    beyond = (distance - inside)[:, None]
-    return np.column_stack([points + beyond * np.column_stack([np.cos(yaw), np.sin(yaw)]), yaw])
-
-
-def _line_gap(driver: _Driver, signals: _Signals) -> float:
-    """Metres to a stop line that must be kept, infinite without one."""
-    route = driver.route
-    gap = route.stop_m - driver.distance - driver.half_length
-    if route.arm is None or gap < 0.0 or signals.is_green(route.arm):
-        return math.inf
-    # Too late to stop: the junction is not given to others before this vehicle has left it.
-    late = gap < driver.speed**2 / (2 * _LATE_BRAKING)
-    return math.inf if late else gap
+    def _leaders(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Free metres before the next vehicle in the way, and its speed along the own path."""
+        relative = states[None, :, :2] - states[:, None, :2]
+        forward = np.column_stack([np.cos(states[:, 2]), np.sin(states[:, 2])])
+        ahead = np.einsum('ijk,ik->ij', relative, forward)
+        near = ((relative**2).sum(axis=2) < _LOOK_AHEAD_M**2) & (ahead > 0.0)
+        own, other = np.nonzero(near)
+        path = self._paths.ahead(self._route, self.distance)[own]
+        offsets = states[other, None, :2] - path[..., :2]
+        closest = (offsets**2).sum(axis=2).argmin(axis=1)
+        row = np.arange(len(own))
+        offset, yaw = offsets[row, closest], path[row, closest, 2]
+        along = offset[:, 0] * np.cos(yaw) + offset[:, 1] * np.sin(yaw)
+        lateral = -offset[:, 0] * np.sin(yaw) + offset[:, 1] * np.cos(yaw)
+        gap = closest * _PATH_STEP_M + along - self._half_length[own] - self._half_length[other]
+        blocking = (np.abs(lateral) < _CORRIDOR) & (np.abs(along) < 1.5 * _PATH_STEP_M)
+        gaps = np.full(len(states), math.inf)
+        speeds = np.zeros(len(states))
+        # Farthest first, so that the nearest one is what stays.
+        for pair in np.flatnonzero(blocking)[np.argsort(-gap[blocking], kind='stable')]:
+            gaps[own[pair]] = gap[pair]
+            along_path = math.cos(states[other[pair], 2] - yaw[pair])
+            speeds[own[pair]] = max(0.0, states[other[pair], 3] * along_path)
+        return gaps, speeds
 
 
-def _move(driver: _Driver, acceleration: float) -> None:
-    speed = max(0.0, driver.speed + acceleration * FRAME_S)
-    driver.distance += 0.5 * (driver.speed + speed) * FRAME_S
-    driver.speed = speed
+class _Paths:
+    """Routes as one table, prolonged straight at both ends so that no look-up leaves it."""
+
+    def __init__(self, routes: Sequence[Route], before: float) -> None:
+        self._before = math.ceil((before + 1.0) / STEP_M)
+        after = math.ceil((_LOOK_AHEAD_M + 40.0) / STEP_M)
+        size = max(len(route.points) for route in routes) + self._before + after
+        # x, y, yaw and speed limit
+        self._table = np.stack([self._prolonged(route, size) for route in routes])
+
+    def _prolonged(self, route: Route, size: int) -> np.ndarray:
+        steps = np.arange(size) - self._before
+        inside = np.clip(steps, 0, len(route.points) - 1)
+        yaw = route.yaw[inside]
+        beyond = ((steps - inside) * STEP_M)[:, None]
+        points = route.points[inside] + beyond * np.column_stack([np.cos(yaw), np.sin(yaw)])
+        return np.column_stack([points, yaw, route.speed_limit[inside]])
+
+    def at(self, route: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        """Look up (V, 4) x, y, yaw and speed limit."""
+        place = np.clip(distance / STEP_M + self._before, 0.0, self._table.shape[1] - 2.0)
+        index = place.astype(int)
+        share = (place - index)[:, None]
+        return (1 - share) * self._table[route, index] + share * self._table[route, index + 1]
+
+    def ahead(self, route: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        """Look up (V, M, 4) the path that lies before each vehicle, `_PATH_STEP_M` apart."""
+        steps = np.arange(0.0, _LOOK_AHEAD_M + 1.0, _PATH_STEP_M)
+        places = (distance[:, None] + steps).ravel()
+        return self.at(np.repeat(route, len(steps)), places).reshape(len(route), len(steps), 4)

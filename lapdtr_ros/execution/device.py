@@ -51,12 +51,17 @@ class DuplicateFrameError(LapdtrError):
 
 @dataclass(frozen=True)
 class Job:
-    """One accepted frame, with all that the inference thread needs."""
+    """One accepted frame, with all that running it and passing it on needs.
+
+    Attributes:
+        target: device that takes the output; None when it is the result.
+        accepted_s: time of acceptance on the steady clock.
+    """
 
     feature: Feature
     runner: Runner
     stage: Stage
-    last: bool
+    target: str | None
     energy_j: float
     accepted_s: float
 
@@ -174,7 +179,7 @@ class DeviceCore:
             feature,
             runner,
             plan.stage_at(key.start),
-            key.stop == plan.units,
+            _next_device(epoch.plan, feature.stream, self.device),
             self._energy[feature.epoch, feature.stream],
             now,
         )
@@ -280,7 +285,7 @@ def run_job(device: str, job: Job) -> Feature | Result:
         energy_j=job.energy_j,
     )
     trace = (*feature.trace, record)
-    if job.last:
+    if job.target is None:
         return Result(
             feature.stream,
             feature.seq,

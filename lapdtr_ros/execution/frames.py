@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,11 @@ FEATURES = 'features'
 RAW = 'raw'
 JPEG = 'jpeg'
 
-_DTYPES = {'float32': np.dtype('<f4'), 'float16': np.dtype('<f2'), 'uint8': np.dtype('u1')}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    'float32': np.dtype('<f4'),
+    'float16': np.dtype('<f2'),
+    'uint8': np.dtype('u1'),
+}
 
 
 class PacketError(LapdtrError):

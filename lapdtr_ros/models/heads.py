@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .detection import DETECTION, DetectionHead
 from .layout import FeatureLayout
 
 CLASSIFIER = 'classifier'
@@ -54,4 +55,7 @@ class SaliencyHead(nn.Module):
         return self.resize(heat).sigmoid()
 
 
-HEADS: dict[str, Callable[[FeatureLayout, tuple[int, int]], nn.Module]] = {SALIENCY: SaliencyHead}
+HEADS: dict[str, Callable[[FeatureLayout, tuple[int, int]], nn.Module]] = {
+    SALIENCY: SaliencyHead,
+    DETECTION: DetectionHead,
+}

@@ -1,8 +1,9 @@
 """Models by name.
 
-A model name is ``<network>[@<height>x<width>][+<head>]``:
+A model name is ``<network>[:<last unit>][@<height>x<width>][+<head>]``:
 ``deit_tiny_patch16_224``, ``swin_tiny_patch4_window7_224@256x448``,
-``vit_small_patch14_focus``, ``deit_tiny_patch16_224+saliency``.
+``vit_small_patch14_focus``, ``deit_tiny_patch16_224+saliency``,
+``efficientvit_m4:stages.1.blocks.1@384x512+detection``.
 Networks carry timm's names; ours are ``edgevit_xxs``, ``edgevit_xs``, ``edgevit_s`` and
 ``vit_small_patch14_focus``.
 """
@@ -22,8 +23,12 @@ from .errors import ModelNameError
 from .families import FAMILIES, FOCUS_MODEL, Backbone
 from .heads import CLASSIFIER, HEADS, SALIENCY
 from .layout import FeatureLayout
+from .truncation import truncate
 
-_NAME = re.compile(r'(?P<network>\w+)(@(?P<height>\d+)x(?P<width>\d+))?(\+(?P<head>\w+))?')
+_NAME = re.compile(
+    r'(?P<network>\w+)(:(?P<last>[\w.]+))?'
+    r'(@(?P<height>\d+)x(?P<width>\d+))?(\+(?P<head>\w+))?'
+)
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,19 @@ def build_model(name: str) -> BuiltModel:
 
     Every call gives new modules. Raises like `model_spec`.
     """
-    network, size, head = _parse(name)
+    network, last, size, head = _parse(name)
     family = next((key for key, f in FAMILIES.items() if network in f.names), None)
     if family is None:
         raise UnknownNameError('model', network, list_models())
     head = head or (SALIENCY if network == FOCUS_MODEL else CLASSIFIER)
     backbone = FAMILIES[family].build(network, size)
+    if last:
+        if head == CLASSIFIER:
+            raise ModelNameError(
+                f'model name {name!r}: the classifier needs the whole network; leave :{last} out '
+                f'or add a head, one of {", ".join(HEADS)}'
+            )
+        backbone = truncate(backbone, last)
     units = [*backbone.units.values(), _head(head, backbone)]
     # Not chained: some timm modules forget to return self from train().
     for unit in units:
@@ -114,15 +126,15 @@ def build_model(name: str) -> BuiltModel:
     return BuiltModel(spec, units, backbone.root)
 
 
-def _parse(name: str) -> tuple[str, tuple[int, int] | None, str | None]:
+def _parse(name: str) -> tuple[str, str | None, tuple[int, int] | None, str | None]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ModelNameError(
-            f'model name {name!r} is malformed: expected <network>[@<height>x<width>][+<head>], '
-            f'e.g. deit_tiny_patch16_224@224x320'
+            f'model name {name!r} is malformed: expected <network>[:<last unit>]'
+            f'[@<height>x<width>][+<head>], e.g. deit_tiny_patch16_224@224x320'
         )
     size = (int(match['height']), int(match['width'])) if match['height'] else None
-    return match['network'], size, match['head']
+    return match['network'], match['last'], size, match['head']
 
 
 def _head(name: str, backbone: Backbone) -> nn.Module:

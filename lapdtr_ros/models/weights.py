@@ -10,6 +10,9 @@ A weights identifier is one of
 =======================  ==========================================================================
 
 Converted and fetched files live in ``$LAPDTR_CACHE``, by default ``~/.cache/lapdtr``.
+
+A file may leave out what a training did not change: its metadata then name ``base`` (``focus`` or
+``timm``) and ``base_model``, from which tensors that it lacks are taken.
 """
 
 from __future__ import annotations
@@ -122,8 +125,12 @@ class FileWeights:
         try:
             with safetensors.safe_open(self.path, framework='pt', device=device) as file:
                 present = set(file.keys())
-                tensors = {}
+                base = file.metadata() or {}
+                tensors, absent = {}, {}
                 for name, like in shapes.items():
+                    if name not in present and base.get('base') in (FOCUS, TIMM):
+                        absent[name] = like
+                        continue
                     if name not in present:
                         raise WeightsError(
                             f'{self.path}: tensor {name!r} is missing; the file belongs to '
@@ -134,6 +141,8 @@ class FileWeights:
             raise WeightsError(
                 f'{self.path}: cannot be read as safetensors ({error}); copy or make it again'
             ) from error
+        if absent:
+            tensors |= open_weights(base.get('base_model', ''), base['base']).read(absent, device)
         return tensors
 
     def digest(self) -> str:
@@ -213,7 +222,7 @@ class StageModule(nn.Module):
         """
         first = (self.start if start is None else start) - self.start
         last = (self.stop if stop is None else stop) - self.start
-        for unit in self.units[first:last]:
+        for unit in list(self.units)[first:last]:
             x = unit(x)
         return x
 
@@ -285,11 +294,13 @@ def save_weights(module: StageModule, path: Path | str) -> None:
     write_weights(tensors, Path(path))
 
 
-def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_weights(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write tensors so that a reader never sees a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
     partial.replace(path)
 
 

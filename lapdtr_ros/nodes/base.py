@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import os
+import signal
 import sys
 import time
 import traceback
@@ -20,14 +23,20 @@ from rcl_interfaces.msg import (
 )
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 
 from lapdtr_ros import qos, topics
+from lapdtr_ros.bringup import END_WITH_PARENT
 from lapdtr_ros.errors import LapdtrError
 
 _P = TypeVar('_P')
+
+_PR_SET_PDEATHSIG = 1
+
+RCLError = rclpy_implementation.RCLError
 
 OK = DiagnosticStatus.OK
 WARN = DiagnosticStatus.WARN
@@ -247,6 +256,7 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
     Returns:
         0 after a clean shutdown, 1 when the node could not start or failed.
     """
+    _end_with_parent()
     rclpy.init(args=args)
     node = None
     try:
@@ -268,13 +278,19 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
     return 0
 
 
+def _end_with_parent() -> None:
+    """Have Linux interrupt this process when the one that started it dies, however it dies."""
+    if os.environ.get(END_WITH_PARENT) == '1':
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
 def _spin(executor: SingleThreadedExecutor, node: ManagedNode) -> None:
     """Spin on after an illegal ``change_state`` request, which rclpy turns into an exception."""
     while rclpy.ok():
         try:
             executor.spin()
             return
-        except rclpy._rclpy_pybind11.RCLError as error:
+        except RCLError as error:
             if 'Transition is not registered' not in str(error):
                 raise
             node.get_logger().warning('refused a lifecycle transition that is illegal here')

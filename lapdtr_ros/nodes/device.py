@@ -38,6 +38,9 @@ class DeviceParameters:
 
     device: str = parameter('', 'Name of this device in the scenario')
     telemetry_hz: float = parameter(2.0, 'Rate of the telemetry [Hz]', minimum=0.1, maximum=100.0)
+    result_listeners: int = parameter(
+        1, 'Subscribers a result topic needs before its plan is ready: the source, sinks', minimum=1
+    )
 
 
 class DeviceNode(ManagedNode):
@@ -244,9 +247,8 @@ class DeviceNode(ManagedNode):
             publisher = self._result_publishers[output.stream]
             publisher.publish(conversions.result_to_msg(output))
             return
-        target = self._core.targets(output.epoch)[output.stream]
-        assert target is not None
-        self._feature_publishers[target].publish(conversions.feature_to_msg(output))
+        assert job.target is not None
+        self._feature_publishers[job.target].publish(conversions.feature_to_msg(output))
 
     def _on_trace(self, msg: FrameTrace) -> None:
         self._core.retire(msg.stream, msg.oldest_epoch)
@@ -261,15 +263,14 @@ class DeviceNode(ManagedNode):
         return tuple(n for n in self._core.ready_epochs() if self._outputs_matched(n))
 
     def _outputs_matched(self, epoch: int) -> bool:
-        return all(
-            (
-                self._result_publishers[stream]
-                if target is None
-                else self._feature_publishers[target]
-            ).get_subscription_count()
-            > 0
-            for stream, target in self._core.targets(epoch).items()
-        )
+        for stream, target in self._core.targets(epoch).items():
+            if target is None:
+                count = self._result_publishers[stream].get_subscription_count()
+                if count < self.parameters.result_listeners:
+                    return False
+            elif self._feature_publishers[target].get_subscription_count() == 0:
+                return False
+        return True
 
     def _report_new_ready(self) -> None:
         if self._ready_epochs() != self._reported_ready:

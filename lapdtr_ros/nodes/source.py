@@ -37,6 +37,9 @@ class SourceParameters:
     frames: int = parameter(
         0, 'Frames to send; 0: as the scenario says, or every picture once', minimum=0
     )
+    trace_listeners: int = parameter(
+        0, 'Subscribers that must hear the frame traces before the first frame', minimum=0
+    )
     max_in_flight: int = parameter(
         0,
         'Most frames under way; 0: as the scenario says',
@@ -259,12 +262,20 @@ class SourceNode(ManagedNode):
         if plan is None:
             return
         publisher = self._publisher(plan.devices(self.parameters.stream)[0])
-        if publisher.get_subscription_count() == 0:
+        if not self._heard_by_all(publisher):
             return
         picture, self._ready_picture = self._ready_picture, None
         self._next_due = max(self._next_due + self._period_s, now)
         self._send(publisher, plan, picture, now)
         self._fetch()
+
+    def _heard_by_all(self, features: Publisher) -> bool:
+        """Whether nothing is lost for want of a listener; only the start has to wait."""
+        if features.get_subscription_count() == 0:
+            return False
+        if self._sent == 0:
+            return self._traces.get_subscription_count() >= self.parameters.trace_listeners
+        return True
 
     def _send(self, publisher: Publisher, plan: FleetPlan, picture: Picture, now: float) -> None:
         stream = self.parameters.stream

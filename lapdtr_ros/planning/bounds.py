@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 _HUGE = 1e300
 # How many multipliers are tried per limit, around (least score / limit), and how many are kept.
-_MULTIPLIERS = np.geomspace(0.02, 50.0, 16)
+_MULTIPLIERS = np.geomspace(0.03, 30.0, 8)
 _KEPT_MULTIPLIERS = 2
 
 

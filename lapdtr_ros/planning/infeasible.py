@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,19 +17,45 @@ from .tables import Tables
 
 @dataclass(frozen=True)
 class _Limit:
-    """A limit: its field in `Goal`, the weight that minimises its quantity, words for both."""
+    """A limit in `Goal`.
+
+    Attributes:
+        field: its name.
+        isolate: makes a goal without weights minimise the limited quantity without the limit.
+        unit: unit of the quantity.
+        best: words for the least value.
+        remedy: what devices or links would help.
+    """
 
     field: str
-    weight: str
+    isolate: Callable[[Goal], Goal]
     unit: str
     best: str
     remedy: str
 
 
 _LIMITS = (
-    _Limit('max_latency_s', 'latency', 's', 'the fastest possible takes', 'faster'),
-    _Limit('max_period_s', 'period', 's', 'the shortest possible period is', 'faster or more'),
-    _Limit('max_energy_j', 'energy', 'J', 'the thriftiest possible needs', 'more efficient'),
+    _Limit(
+        'max_latency_s',
+        lambda goal: replace(goal, latency=1.0, max_latency_s=math.inf),
+        's',
+        'the fastest possible takes',
+        'faster',
+    ),
+    _Limit(
+        'max_period_s',
+        lambda goal: replace(goal, period=1.0, max_period_s=math.inf),
+        's',
+        'the shortest possible period is',
+        'faster or more',
+    ),
+    _Limit(
+        'max_energy_j',
+        lambda goal: replace(goal, energy=1.0, max_energy_j=math.inf),
+        'J',
+        'the thriftiest possible needs',
+        'more efficient',
+    ),
 )
 
 
@@ -65,8 +92,8 @@ def explain(
 
 def _least(tables: Tables, goal: Goal, limit: _Limit, *, exact: bool) -> float:
     """Least value of the limited quantity under the other limits of ``goal``."""
-    weights = {'energy': 0.0, 'latency': 0.0, 'period': 0.0, limit.weight: 1.0}
-    chain = least_chain(tables, replace(goal, **weights, **{limit.field: math.inf}), exact=exact)
+    alone = replace(goal, energy=0.0, latency=0.0, period=0.0)
+    chain = least_chain(tables, limit.isolate(alone), exact=exact)
     return math.inf if chain is None else chain.score
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,7 +233,7 @@ class Search:
     def _rounds(self, width: int | None, max_stages: int | None, budget: int) -> list[_Round]:
         """Run rounds of stages and hops until no label is left."""
         history: list[_Round] = []
-        labels = self._trim(self._start, width)
+        labels = self._trim(self._promising_starts(), width)
         while len(labels) and len(history) != max_stages:
             staged = _chunked(labels, lambda part, at: self._run_stages(part, at, len(history)))
             budget = self._spend(budget, staged)
@@ -296,6 +296,19 @@ class Search:
             parent=np.full(n, -1, dtype=np.int64),
             least=np.zeros(n),
         )
+
+    def _promising_starts(self) -> _Labels:
+        start = self._start
+        first = slice(None), self._states.index(start.free), start.kind, 0
+        fluid_period = self._fluid.period(self.tables.counts[None, :])[0, 0]
+        rest = np.maximum(self._peak_bounds.before[first][0], fluid_period)
+        fine, least = self._promising(
+            start.values.T[:, :, None],
+            self._bounds.before[first][:, :, None],
+            self._mixed.before[first][:, :, None],
+            np.maximum(start.peak, rest)[:, None],
+        )
+        return replace(start, least=least[:, 0]).take(np.flatnonzero(fine))
 
     def _run_stages(self, labels: _Labels, offset: int, depth: int) -> _Labels:
         """All useful stages of every label; complete plans are noted on the way."""
@@ -440,13 +453,14 @@ class Search:
             + labels.unit.astype(np.uint64) * on_unit
             + labels.group.astype(np.uint64) * on_group
         )
-        labels = labels.take(undominated(key, columns))
-        if width is None:
-            return labels
-        order = np.lexsort((labels.least, labels.unit))
-        kept = rank_in_groups(labels.unit[order]) < width
-        self.truncated |= not kept.all()
-        return labels.take(np.sort(order[kept]))
+        index = undominated(key, columns)
+        if width is not None:
+            unit = labels.unit[index]
+            order = np.lexsort((labels.least[index], unit))
+            kept = rank_in_groups(unit[order]) < width
+            self.truncated |= not kept.all()
+            index = np.sort(index[order[kept]])
+        return labels.take(index)
 
 
 @dataclass(frozen=True)

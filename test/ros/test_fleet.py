@@ -10,7 +10,6 @@ import yaml
 pytest.importorskip('lapdtr_ros.msg')
 
 import rclpy
-from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
 from rclpy.executors import SingleThreadedExecutor
 
 from lapdtr_ros import conversions, qos, topics
@@ -21,6 +20,7 @@ from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.execution.frames import Feature, Packet
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 from lapdtr_ros.scenario import load_scenario
 
@@ -37,7 +37,7 @@ def write_scenario(folder, **changes):
         'model': {'name': MODEL, 'weights': WEIGHTS},
         'devices': {'near': {'class': 'raspberry_pi_4'}, 'far': {'class': 'raspberry_pi_4'}},
         'links': [{'between': ['near', 'far'], 'class': 'ethernet'}],
-        'streams': {STREAM: {'source': 'near', 'dataset': 'scene'}},
+        'streams': {STREAM: {'source': 'near', 'dataset': 'scene', 'rate_hz': 20.0}},
         'requirements': {'weights': {'energy': 0, 'period': 1}, 'pictures_stay': True},
         'execution': {'max_in_flight': 3, 'frame_timeout_s': 10.0},
         **changes,
@@ -57,9 +57,9 @@ def test_split_over_dds_equals_unsplit_through_a_plan_change(tmp_path):
     write_noise_scene(tmp_path / 'scene', frames=6)
     scenario = load_scenario(write_scenario(tmp_path))
     change = Intervention(12, 'planner', {'period_weight': 0.0, 'latency_weight': 1.0})
-    record = run_scenario(scenario, tmp_path, frames=30, interventions=[change], save_outputs=True)
+    record = run_scenario(scenario, tmp_path, frames=50, interventions=[change], save_outputs=True)
 
-    assert sorted(frame.seq for frame in record.frames) == list(range(30))
+    assert sorted(frame.seq for frame in record.frames) == list(range(50))
     assert {frame.outcome for frame in record.frames} == {'finished'}
     assert {frame.epoch for frame in record.frames} == {1, 2}
     assert len(record.plans[0].streams[0].stages) == 2
@@ -69,7 +69,7 @@ def test_split_over_dds_equals_unsplit_through_a_plan_change(tmp_path):
         output = np.load(tmp_path / 'outputs' / STREAM / f'{frame.seq:06d}.npy')
         np.testing.assert_allclose(output, references[frame.seq % 6], rtol=0, atol=1e-5)
     saved = json.loads((tmp_path / 'run.json').read_text())
-    assert len(saved['frames']) == 30
+    assert len(saved['frames']) == 50
 
 
 def test_a_truncated_picture_is_refused_and_the_others_finish(tmp_path):

@@ -8,7 +8,6 @@ from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.planning.profile import CONV, MATMUL
 
-
 # Teams of threads wait for each other on busy cores.
 torch.set_num_threads(1)
 

@@ -1,0 +1,94 @@
+"""The camera-based 3D detector's head: one dense map that says where vehicles are.
+
+In the manner of CenterNet (Zhou et al., 2019) and SMOKE (Liu et al., 2020), a small convolutional
+network turns the features of any backbone into `CHANNELS` channels over a grid of cells of about
+8 pixels. `lapdtr_ros.perception.detection_targets` defines the channels and decodes them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .layout import FeatureLayout
+
+DETECTION = 'detection'
+CHANNELS = 9  # one of heat, eight that describe a box
+
+_CELL_PX = 8
+_RARE = 0.01  # share of cells that an untrained head takes for vehicles
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to the same shape."""
+        inner = self.act(self.norm1(self.conv1(x)))
+        return self.act(x + self.norm2(self.conv2(inner)))
+
+
+class DetectionHead(nn.Module):
+    """Features of any backbone to a map of vehicles.
+
+    Args:
+        layout: what the backbone gives.
+        picture_size: (height, width) of the picture; it and the layout fix the grid of cells.
+    """
+
+    coarse_width = 192
+    fine_width = 64
+    blocks = 3
+
+    def __init__(self, layout: FeatureLayout, picture_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.layout = layout
+        self.factor = max(1, round(picture_size[0] / layout.grid[0] / _CELL_PX))
+        coarse, fine = self.coarse_width, self.fine_width
+        # The norm comes first: channels of a backbone that is not trained differ by magnitudes.
+        self.project = nn.Sequential(
+            nn.BatchNorm2d(layout.channels),
+            nn.Conv2d(layout.channels, coarse, 1, bias=False),
+            nn.BatchNorm2d(coarse),
+            nn.ReLU(),
+        )
+        self.context = nn.Sequential(*(ResidualBlock(coarse) for _ in range(self.blocks)))
+        self.enlarge = nn.Sequential(
+            nn.Conv2d(coarse, fine * self.factor**2, 1, bias=False),
+            nn.PixelShuffle(self.factor),
+            nn.BatchNorm2d(fine),
+            nn.ReLU(),
+            ResidualBlock(fine),
+        )
+        self.heat = _branch(fine, 1)
+        self.box = _branch(fine, CHANNELS - 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turn features of the layout into float32 [B, 9, rows, columns], heat in 0..1."""
+        x = self.enlarge(self.context(self.project(self.layout.to_map(features))))
+        # A probability near 1 has no digits left in bfloat16.
+        heat = self.heat(x).float().sigmoid()
+        return torch.cat([heat, self.box(x).float()], dim=1)
+
+    def start_rare(self) -> None:
+        """Let an untrained head find next to nothing, or the many empty cells rule the start."""
+        last = self.heat[-1]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, math.log(_RARE / (1 - _RARE)))
+
+
+def _branch(width: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, channels, 1)
+    )
