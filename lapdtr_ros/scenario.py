@@ -224,7 +224,7 @@ def _fleet(path: Path, file: ScenarioFile) -> Fleet:
 
 def _device(name: str, section: DeviceSection) -> Device:
     device_class = load_device_class(section.device_class)
-    overrides: dict[str, float] = {
+    overrides: dict[str, Any] = {
         'soc': section.soc,
         'reserve_soc': section.reserve_soc,
         'load': section.load,

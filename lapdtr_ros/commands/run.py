@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from tqdm import tqdm
@@ -25,6 +25,11 @@ from lapdtr_ros.evaluation.tables import print_summary
 from lapdtr_ros.execution.frames import FrameOutcome
 from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.scenario import Scenario, ScenarioError, load_scenario
+
+if TYPE_CHECKING:
+    from rclpy.executors import SingleThreadedExecutor
+
+    from lapdtr_ros.nodes.sink import SinkNode
 
 START_TIMEOUT_S = 60.0
 
@@ -182,7 +187,7 @@ def _listen(
         executor.add_node(operator)
         if not sink.start():
             raise RunError('the sink could not start; see the messages above')
-        _spin_to_the_end(executor, seen, total, group, _patience(scenario))
+        _spin_to_the_end(executor, sink, seen, total, group, _patience(scenario))
     record = sink.record()
     sink.deactivate()
     return record
@@ -194,10 +199,15 @@ def _patience(scenario: Scenario) -> float:
 
 
 def _spin_to_the_end(
-    executor: Any, seen: Counter[str], total: int, group: ProcessGroup, patience_s: float
+    executor: SingleThreadedExecutor,
+    sink: SinkNode,
+    seen: Counter[str],
+    total: int,
+    group: ProcessGroup,
+    patience_s: float,
 ) -> None:
     last_count, last_change = 0, time.monotonic()
-    while (count := sum(seen.values())) < total:
+    while (count := sum(seen.values())) < total or not sink.settled:
         executor.spin_once(timeout_sec=0.1)
         now = time.monotonic()
         if count != last_count:

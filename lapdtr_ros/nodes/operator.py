@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.client import Client
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -35,21 +35,21 @@ class Operator(Node):
         """
         if node not in self._clients_by_node:
             self._clients_by_node[node] = self.create_client(
-                SetParameters, f'{self._fleet}/{node}/set_parameters'
+                SetParametersAtomically, f'{self._fleet}/{node}/set_parameters_atomically'
             )
 
     def set_parameters_of(self, node: str, values: Mapping[str, Any]) -> Future:
-        """Ask a node to change parameters; a refusal is logged with its reason."""
+        """Ask a node to change parameters, all at once; a refusal is logged with its reason."""
         self.connect(node)
         messages: list[ParameterMessage] = [
             Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
         ]
-        request = SetParameters.Request(parameters=messages)
+        request = SetParametersAtomically.Request(parameters=messages)
         future = self._clients_by_node[node].call_async(request)
         future.add_done_callback(self._on_answer)
         return future
 
     def _on_answer(self, future: Future) -> None:
-        for result in future.result().results:
-            if not result.successful:
-                self.get_logger().error(f'a parameter was refused: {result.reason}')
+        result = future.result().result
+        if not result.successful:
+            self.get_logger().error(f'parameters were refused: {result.reason}')

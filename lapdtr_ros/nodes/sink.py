@@ -17,7 +17,7 @@ from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import RunRecord, write_record
-from lapdtr_ros.execution.frames import FrameOutcome
+from lapdtr_ros.execution.frames import FINISHED, FrameOutcome
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.msg import DeviceTelemetry, FrameResult, FrameTrace, PartitionPlan
 from lapdtr_ros.scenario import load_scenario
@@ -62,6 +62,7 @@ class SinkNode(ManagedNode):
         self._on_outcome = on_outcome
         self._held_subscriptions: list[Subscription] = []
         self._received: set[tuple[str, int]] = set()
+        self._finished: set[tuple[str, int]] = set()
         self._builder: RunBuilder | None = None
 
     def configure(self) -> None:
@@ -103,6 +104,11 @@ class SinkNode(ManagedNode):
             write_record(self.record(), path)
         self._held_subscriptions = []
 
+    @property
+    def settled(self) -> bool:
+        """Whether the result of every frame that is known to be finished has come in."""
+        return self._finished <= self._received
+
     def record(self) -> RunRecord:
         """What was heard so far."""
         assert self._builder is not None
@@ -123,6 +129,8 @@ class SinkNode(ManagedNode):
         assert self._builder is not None
         outcome = conversions.outcome_from_msg(msg)
         self._builder.add_outcome(outcome, time.monotonic())
+        if outcome.outcome == FINISHED:
+            self._finished.add((outcome.stream, outcome.seq))
         if self._on_outcome is not None:
             self._on_outcome(outcome)
 
