@@ -132,7 +132,9 @@ class Trainer:
         self.device = _device(options.device)
         self.spec = model_spec(options.model)
         self.grid = detection_grid(options.model)
-        self.stage = initial_model(options.model, options.weights, options.seed, self.device)
+        stage = initial_model(options.model, options.weights, options.seed, self.device)
+        # Channels last is what convolutions compute in fastest, on CPUs and GPUs.
+        self.stage = stage.to(memory_format=torch.channels_last)
         self.frozen = _frozen_units(options.frozen_units, len(self.stage.units))
         self.trained = nn.ModuleList(list(self.stage.units)[self.frozen :])
         self.average = copy.deepcopy(self.trained).eval()

@@ -73,7 +73,8 @@ def test_truncated_network_has_no_later_units_and_a_finer_map():
     whole = model_spec('efficientvit_m0@128x128+detection')
     short = model_spec('efficientvit_m0:stages.0.blocks.0@128x128+detection')
     assert short.unit_names == ('embed', 'stages.0.blocks.0', 'head')
-    assert short.layout.grid == (8, 8) and whole.layout.grid == (2, 2)
+    assert short.layout.grid == (8, 8)
+    assert whole.layout.grid == (2, 2)
     assert profile_model(short.name).units[-1].output_shape == (9, 16, 16)
 
 
