@@ -98,7 +98,9 @@ def _compare(scenario: Scenario, record: RunRecord, out: Path) -> RunRecord:
     references: dict[int, np.ndarray] = {}
     worst, count = 0.0, 0
     finished = [frame for frame in record.frames if frame.outcome == FINISHED]
-    for frame in tqdm(finished, desc='comparing with the unsplit model', unit='frame'):
+    for frame in tqdm(
+        finished, desc='comparing with the unsplit model', unit='frame', disable=None
+    ):
         index = frame.seq % len(pictures)
         if index not in references:
             references[index] = whole.run(pictures[index].pixels)

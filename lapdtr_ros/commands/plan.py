@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lapdtr_ros.evaluation.run_record import describe_stages
 from lapdtr_ros.evaluation.tables import PlanRow, print_plan_table
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.planning.cost import PlanCost
@@ -60,7 +61,7 @@ def _show(scenario: Scenario, stream: str, options: argparse.Namespace) -> None:
         solver=options.solver or scenario.file.solver,
     )
     rows = [_row('chosen', solution.plan, solution.cost, chosen=True)]
-    rows += [_row('', plan, cost) for plan, cost in solution.alternatives]
+    rows += [_row(_label(plan), plan, cost) for plan, cost in solution.alternatives]
     console = Console()
     print_plan_table(rows, console, title=f'{scenario.file.model.name} for {stream}')
     console.print(
@@ -69,20 +70,18 @@ def _show(scenario: Scenario, stream: str, options: argparse.Namespace) -> None:
     )
 
 
+def _label(plan: Plan) -> str:
+    if len(plan.stages) > 1:
+        return 'two stages'
+    return 'source alone' if plan.stages[0].device == plan.source else 'one device'
+
+
 def _row(label: str, plan: Plan, cost: PlanCost, chosen: bool = False) -> PlanRow:
     return PlanRow(
         label=label,
-        stages_text=describe(plan),
+        stages_text=describe_stages(plan.stages),
         energy_j=cost.energy_j,
         latency_s=cost.latency_s,
         period_s=cost.period_s,
         chosen=chosen,
     )
-
-
-def describe(plan: Plan) -> str:
-    """A plan in one line, e.g. ``cav_0: 0-4 → rsu_0: 5-13``."""
-    parts = [
-        f'{s.device}: {s.start}' + (f'-{s.stop - 1}' if len(s) > 1 else '') for s in plan.stages
-    ]
-    return ' → '.join(parts)

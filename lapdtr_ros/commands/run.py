@@ -169,7 +169,7 @@ def _listen(
     seen: Counter[str] = Counter()
     waiting = sorted(interventions, key=lambda change: change.after)
     overrides = {'scenario': str(scenario.path), 'output': str(out), 'save_outputs': save_outputs}
-    with tqdm(total=total, unit='frame', desc='frames', smoothing=0.1) as progress:
+    with tqdm(total=total, unit='frame', desc='frames', smoothing=0.1, disable=None) as progress:
 
         def on_outcome(outcome: FrameOutcome) -> None:
             seen[outcome.stream] += 1

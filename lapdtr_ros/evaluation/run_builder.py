@@ -7,10 +7,11 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome, Result
-from lapdtr_ros.planning.cost import InfeasiblePlanError, PlanCost, evaluate
+from lapdtr_ros.planning.cost import InfeasiblePlanError, PlanCost, evaluate, violations
 from lapdtr_ros.planning.fleet import Device
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 from lapdtr_ros.planning.profile import ModelProfile
@@ -128,40 +129,51 @@ class RunBuilder:
         )
 
     def _baselines(self) -> tuple[BaselineRecord, ...]:
-        """The whole model on one device, for the first stream, without the scenario's limits."""
-        name, section = next(iter(self._scenario.file.streams.items()))
-        sink = self._scenario.sink(name)
-        costs: dict[str, PlanCost] = {}
-        for device in self._scenario.fleet.devices:
-            cost = self._single_device(name, section.source, sink, device)
-            if cost is not None:
-                costs[device] = cost
-        rows = []
-        if section.source in costs:
-            cost = costs[section.source]
-            label = f'whole model on the source ({section.source})'
-            rows.append(BaselineRecord(label, cost.energy_j, cost.latency_s, EMULATED))
-        if costs:
-            best = min(costs, key=lambda device: costs[device].energy_j)
-            label = f'best single device ({best})'
-            rows.append(
-                BaselineRecord(label, costs[best].energy_j, costs[best].latency_s, EMULATED)
-            )
-        return tuple(rows)
+        """The whole model on one device, for the first stream, without limits on time and energy.
 
-    def _single_device(self, stream: str, source: str, sink: str, device: str) -> PlanCost | None:
-        stage = Stage(device, 0, len(self._profile))
-        plan = Plan(stream, self._profile.model, source, sink, (stage,))
-        unlimited = dataclasses.replace(
+        The best device of all is listed too when memory or the rule on pictures forbids it: that
+        is what the constraint costs.
+        """
+        name, section = next(iter(self._scenario.file.streams.items()))
+        requirements = dataclasses.replace(
             self._scenario.requirements,
             max_latency_s=math.inf,
             max_period_s=math.inf,
             max_energy_j=math.inf,
         )
-        try:
-            return evaluate(plan, self._profile, self._scenario.fleet, unlimited)
-        except InfeasiblePlanError:
-            return None
+        fleet = self._scenario.fleet
+        costs: dict[str, PlanCost] = {}
+        allowed: dict[str, PlanCost] = {}
+        for device in fleet.devices:
+            stage = Stage(device, 0, len(self._profile))
+            sink = self._scenario.sink(name)
+            plan = Plan(name, self._profile.model, section.source, sink, (stage,))
+            try:
+                costs[device] = evaluate(plan, self._profile, fleet, requirements)
+            except InfeasiblePlanError:
+                continue
+            if not violations(plan, costs[device], fleet, requirements):
+                allowed[device] = costs[device]
+        return tuple(_baseline_records(section.source, costs, allowed))
+
+
+def _baseline_records(
+    source: str, costs: dict[str, PlanCost], allowed: dict[str, PlanCost]
+) -> Iterator[BaselineRecord]:
+    best = min(allowed, key=lambda device: allowed[device].energy_j, default=None)
+    if source in costs:
+        best_too = ', the best single device allowed' if best == source else ''
+        yield _baseline(f'whole model on the source ({source}){best_too}', costs[source])
+    if best is not None and best != source:
+        yield _baseline(f'best single device ({best})', allowed[best])
+    cheapest = min(costs, key=lambda device: costs[device].energy_j, default=None)
+    if cheapest is not None and cheapest not in allowed:
+        label = f'best single device, not allowed here ({cheapest})'
+        yield _baseline(label, costs[cheapest])
+
+
+def _baseline(name: str, cost: PlanCost) -> BaselineRecord:
+    return BaselineRecord(name, cost.energy_j, cost.latency_s, EMULATED)
 
 
 def _stream_record(decision: StreamDecision) -> StreamPlanRecord:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .run_record import (
+    EMULATED,
     FINISHED,
     MEASURED,
     REFUSED,
@@ -442,14 +443,25 @@ def _summarise_epochs(record: RunRecord, frames: Sequence[FrameRecord]) -> tuple
 
 
 def _compare_all(record: RunRecord, energy: Figure, latency: Figure) -> tuple[Comparison, ...]:
-    """Energy against each baseline, then latency."""
-    energies = [
-        _compare('energy', energy, baseline, baseline.energy_j) for baseline in record.baselines
-    ]
-    latencies = [
-        _compare('latency', latency, baseline, baseline.latency_s) for baseline in record.baselines
-    ]
-    return (*energies, *latencies)
+    """Energy against each baseline, then latency.
+
+    A modelled baseline says nothing about a latency measured on this machine; there the latency
+    that the plans predicted is compared, which the same model gave.
+    """
+    rows = [_compare('energy', energy, b, b.energy_j) for b in record.baselines]
+    predicted_ms = Figure(_predicted_latency_ms(record), 'ms', EMULATED)
+    for baseline in record.baselines:
+        if baseline.level == EMULATED != latency.level:
+            rows.append(_compare('latency, predicted', predicted_ms, baseline, baseline.latency_s))
+        else:
+            rows.append(_compare('latency', latency, baseline, baseline.latency_s))
+    return tuple(rows)
+
+
+def _predicted_latency_ms(record: RunRecord) -> float | None:
+    """Mean over the finished frames of what their plans predicted."""
+    plans = (record.stream_plan(frame.stream, frame.epoch) for frame in first_finished(record))
+    return _mean([plan.latency_s * 1e3 for plan in plans if plan is not None])
 
 
 def _compare(quantity: str, run: Figure, baseline: BaselineRecord, value_si: float) -> Comparison:

@@ -14,6 +14,7 @@ from rclpy.timer import Timer
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.evaluation.run_record import describe_stages
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.msg import DeviceTelemetry, PartitionPlan
 from lapdtr_ros.planning.fleet import Fleet, Requirements, Weights
@@ -227,11 +228,9 @@ def _requirements(base: Requirements, parameters: PlannerParameters) -> Requirem
 
 
 def _describe(decision: StreamDecision) -> str:
-    stages = ' -> '.join(f'{s.device} {s.start}..{s.stop - 1}' for s in decision.plan.stages)
-    return (
-        f'{decision.plan.stream}: {stages} ({decision.energy_j * 1e3:.0f} mJ, '
-        f'{decision.latency_s * 1e3:.0f} ms)'
-    )
+    stages = describe_stages(decision.plan.stages)
+    energy_mj, latency_ms = decision.energy_j * 1e3, decision.latency_s * 1e3
+    return f'{decision.plan.stream}: {stages} ({energy_mj:.0f} mJ, {latency_ms:.0f} ms)'
 
 
 def main(args: list[str] | None = None) -> int:
