@@ -101,7 +101,9 @@ def sanity_ladder(
     rule = protocol.ground_truth_rule
     truths = [ground_truth(f.frame, f.ego, rule) for f in frames]
     found = [fused_boxes(f, f.frame, FUSIONS[NMS]) for f in frames]
-    shifted = [dataclasses.replace(t, centers=t.centers + np.array([SHIFT_M, 0, 0])) for t in truths]
+    shifted = [
+        dataclasses.replace(t, centers=t.centers + np.array([SHIFT_M, 0, 0])) for t in truths
+    ]
     untrained = Detector.load(model, 'random:0')
     few = list(detect_scenarios(untrained, scenarios[:3], protocol))
     nothing = [

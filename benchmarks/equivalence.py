@@ -7,14 +7,18 @@ weight file, finishes the frame. The last line is one JSON object:
     max_abs_diff  largest difference of any output value, any model, any cut
     models        number of models
     cuts          number of cuts over all models
+    live_...      the same through two device processes over DDS, for one model of each family
 
-    python benchmarks/equivalence.py [--models NAME ...]
+All figures are *measured*.
+
+    python benchmarks/equivalence.py [--models NAME ...] [--live-models NAME ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -22,13 +26,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
+from rclpy.executors import SingleThreadedExecutor
 
+from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros.bringup import ProcessGroup, device_process
+from lapdtr_ros.commands.run import isolated_environment
+from lapdtr_ros.execution.frames import Feature, FrameOutcome, Packet
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.errors import WeightsError
 from lapdtr_ros.models.heads import CLASSIFIER
 from lapdtr_ros.models.preprocess import picture_to_input
 from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_undivided, load_units, save_weights
+from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 
 MODELS = (
     'vit_tiny_patch16_224',
@@ -47,6 +59,18 @@ MODELS = (
     'edgevit_s',
     'vit_small_patch14_focus',
 )
+
+LIVE_MODELS = (
+    'vit_tiny_patch16_224',
+    'deit_tiny_distilled_patch16_224',
+    'swin_tiny_patch4_window7_224',
+    'tiny_vit_5m_224',
+    'efficientvit_m0',
+    'edgevit_xxs',
+    'vit_small_patch14_focus',
+)
+
+STREAM = 'near/camera0'
 
 Split = Callable[[str, str, int, np.ndarray], np.ndarray]
 """Runs (model, weights, cut, picture) on two devices and returns the output [1, ...]."""
@@ -74,6 +98,90 @@ class LocalSplit:
         for unit in range(units - 1):
             features.append(sender.run_range(features[unit], unit, unit + 1))
         return features
+
+
+class LiveSplit:
+    """Runs both stages in device processes; every cut is a plan of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        import rclpy
+
+        content = {
+            'name': 'equivalence',
+            'model': {'name': LIVE_MODELS[0], 'weights': 'random:0'},
+            'devices': {'near': {'class': 'vehicle_pc'}, 'far': {'class': 'vehicle_pc'}},
+            'links': [{'between': ['near', 'far'], 'class': 'ethernet'}],
+            'streams': {STREAM: {'source': 'near', 'image_topic': 'unused'}},
+        }
+        scenario = folder / 'scenario.yaml'
+        scenario.write_text(yaml.safe_dump(content), encoding='utf-8')
+        environment = isolated_environment()
+        os.environ.update(environment)
+        specs = [device_process(scenario, '', name) for name in ('near', 'far')]
+        self._group = ProcessGroup(specs, folder / 'logs', environment)
+        rclpy.init()
+        self._node = rclpy.create_node('equivalence')
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
+        self._epoch = 0
+
+    def __enter__(self) -> LiveSplit:
+        node = self._node
+        self._group.__enter__()
+        self._results: list[FrameResult] = []
+        self._ready: dict[str, tuple[int, ...]] = {}
+        self._plans = node.create_publisher(PartitionPlan, topics.plan(''), qos.plan())
+        self._traces = node.create_publisher(FrameTrace, topics.frame_traces(''), qos.traces())
+        self._features = {
+            name: node.create_publisher(FeatureMap, topics.features('', name), qos.frames())
+            for name in ('near', 'far')
+        }
+        result = topics.result('', STREAM)
+        node.create_subscription(FrameResult, result, self._results.append, qos.frames())
+        for name in self._features:
+            node.create_subscription(
+                DeviceTelemetry, topics.telemetry('', name), self._on_telemetry, qos.telemetry()
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import rclpy
+
+        self._group.stop()
+        self._node.destroy_node()
+        rclpy.try_shutdown()
+
+    def __call__(self, model: str, weights: str, cut: int, picture: np.ndarray) -> np.ndarray:
+        """Send one picture through the plan that splits at ``cut``."""
+        self._epoch += 1
+        units = len(model_spec(model).unit_names)
+        stages = [Stage('near', 0, cut)] if cut else []
+        stages.append(Stage('far', cut, units))
+        plan = Plan(STREAM, model, 'near', 'near', tuple(stages))
+        decision = StreamDecision(plan, weights, 0.0, 0.0, 0.0)
+        fleet_plan = FleetPlan(self._epoch, 'benchmark', 'exact', 'split', {STREAM: decision})
+        stamp = self._node.get_clock().now().to_msg()
+        self._plans.publish(conversions.fleet_plan_to_msg(fleet_plan, stamp))
+        self._wait(lambda: all(self._epoch in self._ready.get(s.device, ()) for s in stages))
+        first = self._features[stages[0].device]
+        self._wait(lambda: first.get_subscription_count() > 0)
+        feature = Feature(STREAM, self._epoch, self._epoch, 0, Packet.of_array(picture, 'raw'))
+        first.publish(conversions.feature_to_msg(feature))
+        self._wait(lambda: self._results)
+        done = FrameOutcome(STREAM, self._epoch, self._epoch, 'finished', self._epoch, 0.0, 0)
+        self._traces.publish(conversions.outcome_to_msg(done))
+        return conversions.result_from_msg(self._results.pop()).packet.to_array()
+
+    def _on_telemetry(self, msg: DeviceTelemetry) -> None:
+        self._ready[msg.device] = tuple(msg.ready_epochs)
+
+    def _wait(self, condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            self._executor.spin_once(timeout_sec=0.05)
+            self._group.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f'nothing for {timeout_s:g} s at plan {self._epoch}')
 
 
 def max_abs_diff(model: str, weights: str, split: Split) -> tuple[float, int]:
@@ -139,9 +247,20 @@ def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--models', nargs='+', default=MODELS, metavar='NAME')
-    models = parser.parse_args().models
-    worst, cuts = compare(models, LocalSplit())
-    print(json.dumps({'max_abs_diff': worst, 'models': len(models), 'cuts': cuts}))
+    parser.add_argument('--live-models', nargs='*', default=LIVE_MODELS, metavar='NAME')
+    options = parser.parse_args()
+    worst, cuts = compare(options.models, LocalSplit())
+    figures = {'max_abs_diff': worst, 'models': len(options.models), 'cuts': cuts}
+    if options.live_models:
+        print('over DDS, each stage in a device process:')
+        with tempfile.TemporaryDirectory() as folder, LiveSplit(Path(folder)) as live:
+            worst, cuts = compare(options.live_models, live)
+        figures |= {
+            'live_max_abs_diff': worst,
+            'live_models': len(options.live_models),
+            'live_cuts': cuts,
+        }
+    print(json.dumps({**figures, 'level': 'measured'}))
 
 
 if __name__ == '__main__':

@@ -134,7 +134,7 @@ class Trainer:
         self.grid = detection_grid(options.model)
         stage = initial_model(options.model, options.weights, options.seed, self.device)
         # Channels last is what convolutions compute in fastest, on CPUs and GPUs.
-        self.stage = stage.to(memory_format=torch.channels_last)
+        self.stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = _frozen_units(options.frozen_units, len(self.stage.units))
         self.trained = nn.ModuleList(list(self.stage.units)[self.frozen :])
         self.average = copy.deepcopy(self.trained).eval()
