@@ -32,14 +32,14 @@ from rclpy.executors import SingleThreadedExecutor
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.bringup import ProcessGroup, device_process
 from lapdtr_ros.commands.run import isolated_environment
-from lapdtr_ros.execution.frames import Feature, FrameOutcome, Packet
+from lapdtr_ros.execution.frames import Feature, Packet
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.errors import WeightsError
 from lapdtr_ros.models.heads import CLASSIFIER
 from lapdtr_ros.models.preprocess import picture_to_input
 from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_undivided, load_units, save_weights
-from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, PartitionPlan, StreamStatus
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 
 MODELS = (
@@ -131,7 +131,9 @@ class LiveSplit:
         self._results: list[FrameResult] = []
         self._ready: dict[str, tuple[int, ...]] = {}
         self._plans = node.create_publisher(PartitionPlan, topics.plan(''), qos.plan())
-        self._traces = node.create_publisher(FrameTrace, topics.frame_traces(''), qos.traces())
+        self._status = node.create_publisher(
+            StreamStatus, topics.stream_status(''), qos.stream_status()
+        )
         self._features = {
             name: node.create_publisher(FeatureMap, topics.features('', name), qos.frames())
             for name in ('near', 'far')
@@ -168,8 +170,7 @@ class LiveSplit:
         feature = Feature(STREAM, self._epoch, self._epoch, 0, Packet.of_array(picture, 'raw'))
         first.publish(conversions.feature_to_msg(feature))
         self._wait(lambda: self._results)
-        done = FrameOutcome(STREAM, self._epoch, self._epoch, 'finished', self._epoch, 0.0, 0)
-        self._traces.publish(conversions.outcome_to_msg(done))
+        self._status.publish(StreamStatus(stream=STREAM, oldest_epoch=self._epoch))
         return conversions.result_from_msg(self._results.pop()).packet.to_array()
 
     def _on_telemetry(self, msg: DeviceTelemetry) -> None:

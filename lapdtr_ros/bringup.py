@@ -59,9 +59,9 @@ def device_process(scenario: Path, fleet: str, device: str, sinks: int = 0) -> P
 
 
 def source_process(
-    scenario: Path, fleet: str, stream: str, frames: int = 0, listeners: int = 0
+    scenario: Path, fleet: str, stream: str, frames: int = 0, sinks: int = 0
 ) -> ProcessSpec:
-    """The source node of one stream; ``listeners`` must hear its traces before it starts."""
+    """The source node of one stream; ``sinks`` must hear its traces before it starts."""
     return ProcessSpec(
         f'source_{stream.replace("/", "_")}',
         'source',
@@ -70,7 +70,7 @@ def source_process(
             **_common(scenario, fleet),
             'stream': stream,
             'frames': frames,
-            'trace_listeners': listeners,
+            'trace_listeners': sinks,
         },
     )
 
@@ -80,10 +80,20 @@ def planner_process(scenario: Path, fleet: str) -> ProcessSpec:
     return ProcessSpec('planner', 'planner', topics.namespace(fleet), _common(scenario, fleet))
 
 
+def fusion_process(scenario: Path, fleet: str, listeners: int = 0) -> ProcessSpec:
+    """The fusion node; ``listeners`` must hear its detections before it takes results."""
+    return ProcessSpec(
+        'fusion',
+        'fusion',
+        topics.namespace(fleet),
+        {**_common(scenario, fleet), 'listeners': listeners},
+    )
+
+
 def fleet_processes(
     scenario: Scenario, fleet: str = '', frames: int = 0, sinks: int = 0
 ) -> list[ProcessSpec]:
-    """All processes of a scenario: devices, planner and sources.
+    """All processes of a scenario: devices, planner, sources and, if described, the fusion.
 
     Args:
         scenario: the scenario.
@@ -92,14 +102,13 @@ def fleet_processes(
         sinks: sinks that must not miss a frame; the fleet waits for them.
     """
     path, devices = scenario.path, tuple(scenario.fleet.devices)
-    listeners = len(devices) + sinks
+    fusion = [fusion_process(path, fleet, sinks)] if scenario.file.fusion else []
+    hearing = sinks + len(fusion)
     return [
-        *(device_process(path, fleet, device, sinks) for device in devices),
+        *(device_process(path, fleet, device, hearing) for device in devices),
         planner_process(path, fleet),
-        *(
-            source_process(path, fleet, stream, frames, listeners)
-            for stream in scenario.file.streams
-        ),
+        *fusion,
+        *(source_process(path, fleet, stream, frames, hearing) for stream in scenario.file.streams),
     ]
 
 

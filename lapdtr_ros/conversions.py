@@ -8,12 +8,20 @@ types by default and a numpy scalar would silently be sent as zero. Bulk data go
 from __future__ import annotations
 
 import array
+import importlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
-from sensor_msgs.msg import Image
+from builtin_interfaces.msg import Duration, Time
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TransformStamped, Vector3
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import ColorRGBA, Header
+from visualization_msgs.msg import Marker, MarkerArray
 
 from lapdtr_ros.msg import (
+    Detection,
+    Detections,
     FeatureMap,
     FrameResult,
     FrameTrace,
@@ -26,6 +34,10 @@ from lapdtr_ros.msg import (
 from .errors import LapdtrError
 from .execution import frames
 from .execution.frames import Feature, FrameOutcome, Packet, Result, StageRecord
+from .perception import cooperation, geometry
+from .perception.boxes import Boxes
+from .perception.cooperation import FusedFrame
+from .perception.poses import matrix_to_pose, pose_to_matrix
 from .planning.plan import FleetPlan, Plan, Stage, StreamDecision
 
 _CODING_TO_MSG = {
@@ -40,6 +52,15 @@ _OUTCOME_TO_MSG = {
     frames.REFUSED: FrameTrace.REFUSED,
 }
 _OUTCOME_FROM_MSG = {value: key for key, value in _OUTCOME_TO_MSG.items()}
+_STATUS_TO_MSG = {
+    cooperation.COMPLETE: Detections.COMPLETE,
+    cooperation.PARTIAL: Detections.PARTIAL,
+    cooperation.NO_EGO_POSE: Detections.NO_EGO_POSE,
+}
+_STATUS_FROM_MSG = {value: key for key, value in _STATUS_TO_MSG.items()}
+
+# The fixed frame of a fleet; poses of LiDARs are given in it.
+MAP = 'map'
 
 
 # Encoding -> (bytes per pixel, channel order that gives RGB).
@@ -54,6 +75,10 @@ _ENCODINGS = {
 
 class ImageError(LapdtrError):
     """A camera message that holds no usable picture."""
+
+
+class GeometryError(LapdtrError):
+    """A message that does not describe a camera or a pose."""
 
 
 def picture_from_msg(msg: Image) -> np.ndarray:
@@ -205,7 +230,6 @@ def outcome_to_msg(outcome: FrameOutcome) -> FrameTrace:
         seq=int(outcome.seq),
         epoch=int(outcome.epoch),
         outcome=_OUTCOME_TO_MSG[outcome.outcome],
-        oldest_epoch=int(outcome.oldest_epoch),
         latency_s=float(outcome.latency_s),
         picture_bytes=int(outcome.picture_bytes),
         stages=[stage_record_to_msg(record) for record in outcome.trace],
@@ -226,7 +250,6 @@ def outcome_from_msg(msg: FrameTrace) -> FrameOutcome:
         seq=msg.seq,
         epoch=msg.epoch,
         outcome=_OUTCOME_FROM_MSG[msg.outcome],
-        oldest_epoch=msg.oldest_epoch,
         latency_s=msg.latency_s,
         picture_bytes=msg.picture_bytes,
         stamp_ns=time_from_msg(msg.header.stamp),
@@ -294,3 +317,278 @@ def _decision_from_msg(msg: StreamPlan) -> StreamDecision:
         picture=msg.picture,
     )
     return StreamDecision(plan, msg.weights, msg.energy_j, msg.latency_s, msg.period_s)
+
+
+# --- Cameras and poses: CARLA axes (y right) here, REP 103 (y left) in messages -------------------
+
+
+def lidar_frame(vehicle: str) -> str:
+    """Coordinate frame of a vehicle's LiDAR."""
+    return f'{vehicle}/lidar'
+
+
+def camera_info_to_msg(
+    intrinsic: np.ndarray, size: tuple[int, int], stamp_ns: int, frame_id: str
+) -> CameraInfo:
+    """A camera without distortion.
+
+    Args:
+        intrinsic: (3, 3), pixels.
+        size: (height, width) of the picture that it belongs to.
+        stamp_ns: time of the picture.
+        frame_id: frame of the camera's body (x forward); the message names the optical one.
+    """
+    height, width = size
+    numbers = [float(value) for value in np.asarray(intrinsic).flat]
+    return CameraInfo(
+        header=_header(stamp_ns, f'{frame_id}_optical'),
+        height=int(height),
+        width=int(width),
+        distortion_model='plumb_bob',
+        d=[0.0] * 5,
+        k=numbers,
+        r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        p=[*numbers[:3], 0.0, *numbers[3:6], 0.0, *numbers[6:], 0.0],
+    )
+
+
+def intrinsic_from_msg(msg: CameraInfo, size: tuple[int, int]) -> np.ndarray:
+    """Intrinsic (3, 3) of a camera whose picture is stretched to ``size`` (height, width).
+
+    Distortion is not looked at: rectified pictures are expected.
+
+    Raises:
+        GeometryError: a camera that is not calibrated.
+    """
+    intrinsic = np.array(msg.k, dtype=np.float64).reshape(3, 3)
+    if not (msg.width and msg.height and intrinsic[0, 0] > 0 and intrinsic[1, 1] > 0):
+        raise GeometryError(
+            f'camera_info of {msg.header.frame_id!r} is not calibrated: {msg.width} x '
+            f'{msg.height} pixels, K = {intrinsic.tolist()}; publish its calibration'
+        )
+    return np.diag([size[1] / msg.width, size[0] / msg.height, 1.0]) @ intrinsic
+
+
+def lidar_pose_to_msg(pose: Sequence[float], stamp_ns: int) -> PoseStamped:
+    """Pose ``(x, y, z, roll, yaw, pitch)`` of a LiDAR in the map."""
+    position, quaternion = geometry.pose_to_ros(pose)
+    return PoseStamped(
+        header=_header(stamp_ns, MAP),
+        pose=Pose(position=_point(position), orientation=_quaternion(quaternion)),
+    )
+
+
+def lidar_pose_from_msg(msg: PoseStamped) -> tuple[float, ...]:
+    """Pose ``(x, y, z, roll, yaw, pitch)`` of a LiDAR in the map.
+
+    Raises:
+        GeometryError: a number is not finite, the quaternion is 0 or the frame is another one.
+    """
+    if msg.header.frame_id != MAP:
+        raise GeometryError(f'LiDAR pose is in frame {msg.header.frame_id!r}; publish it in {MAP}')
+    p, q = msg.pose.position, msg.pose.orientation
+    return _pose_from_ros((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def mount_to_msg(extrinsic: np.ndarray, stamp_ns: int, lidar: str, camera: str) -> TransformStamped:
+    """Where a camera sits on its vehicle: its body frame (x forward) seen from the LiDAR.
+
+    Args:
+        extrinsic: (4, 4), from LiDAR to camera, as in OPV2V.
+        stamp_ns: time of the picture.
+        lidar: frame of the LiDAR.
+        camera: frame of the camera's body.
+    """
+    position, quaternion = geometry.pose_to_ros(matrix_to_pose(np.linalg.inv(extrinsic)))
+    msg = TransformStamped(header=_header(stamp_ns, lidar), child_frame_id=str(camera))
+    x, y, z = (float(value) for value in position)
+    msg.transform.translation = Vector3(x=x, y=y, z=z)
+    msg.transform.rotation = _quaternion(quaternion)
+    return msg
+
+
+def extrinsic_from_msg(msg: TransformStamped) -> np.ndarray:
+    """Extrinsic (4, 4) from LiDAR to camera, as in OPV2V.
+
+    Raises:
+        GeometryError: a number is not finite or the quaternion is 0.
+    """
+    t, q = msg.transform.translation, msg.transform.rotation
+    pose = _pose_from_ros((t.x, t.y, t.z), (q.x, q.y, q.z, q.w))
+    return np.linalg.inv(pose_to_matrix(pose))
+
+
+def _pose_from_ros(position: Sequence[float], quaternion: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return geometry.pose_from_ros(position, quaternion)
+    except ValueError as error:
+        raise GeometryError(str(error)) from None
+
+
+def _header(stamp_ns: int, frame_id: str) -> Header:
+    return Header(stamp=time_to_msg(stamp_ns), frame_id=str(frame_id))
+
+
+def _point(values: Sequence[float] | np.ndarray) -> Point:
+    x, y, z = (float(value) for value in values)
+    return Point(x=x, y=y, z=z)
+
+
+def _quaternion(values: Sequence[float] | np.ndarray) -> Quaternion:
+    x, y, z, w = (float(value) for value in values)
+    return Quaternion(x=x, y=y, z=z, w=w)
+
+
+# --- Detections -----------------------------------------------------------------------------------
+
+
+def detections_to_msg(frame: FusedFrame) -> Detections:
+    """Fused detections, in the ego's LiDAR frame."""
+    boxes = frame.boxes
+    vectors = geometry.flip_handedness(boxes.vectors)
+    rows = zip(vectors.tolist(), boxes.scores.tolist(), boxes.ids.tolist(), strict=True)
+    return Detections(
+        header=_header(frame.stamp_ns, lidar_frame(frame.ego)),
+        ego=str(frame.ego),
+        method=str(frame.method),
+        status=_STATUS_TO_MSG[frame.status],
+        streams=list(frame.streams),
+        missing=list(frame.missing),
+        out_of_range=list(frame.out_of_range),
+        age_s=float(frame.age_s),
+        late=int(frame.late),
+        detections=[
+            Detection(
+                x=x,
+                y=y,
+                z=z,
+                length=length,
+                width=width,
+                height=height,
+                yaw=yaw,
+                score=score,
+                stream=stream,
+            )
+            for (x, y, z, length, width, height, yaw), score, stream in rows
+        ],
+    )
+
+
+def detections_from_msg(msg: Detections) -> FusedFrame:
+    """Fused detections, in CARLA axes.
+
+    Raises:
+        BoxError: a number that is not finite, or a size that is not positive.
+        KeyError: a status that is none of the message's constants.
+    """
+    rows = [(d.x, d.y, d.z, d.length, d.width, d.height, d.yaw) for d in msg.detections]
+    return FusedFrame(
+        stamp_ns=time_from_msg(msg.header.stamp),
+        ego=msg.ego,
+        method=msg.method,
+        status=_STATUS_FROM_MSG[msg.status],
+        streams=tuple(msg.streams),
+        missing=tuple(msg.missing),
+        out_of_range=tuple(msg.out_of_range),
+        age_s=msg.age_s,
+        late=msg.late,
+        boxes=Boxes.from_vectors(
+            geometry.flip_handedness(rows),
+            [d.score for d in msg.detections],
+            [d.stream for d in msg.detections],
+        ),
+    )
+
+
+def markers_to_msg(frame: FusedFrame, lifetime_s: float) -> MarkerArray:
+    """Boxes for RViz: a cube, an arrow along the heading and the score for every detection.
+
+    The first marker deletes those of the moment before.
+
+    Args:
+        frame: fused detections.
+        lifetime_s: after this many seconds without a successor they vanish.
+    """
+    header = _header(frame.stamp_ns, lidar_frame(frame.ego))
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
+    vectors = geometry.flip_handedness(frame.boxes.vectors)
+    for index, (vector, score) in enumerate(zip(vectors, frame.boxes.scores, strict=True)):
+        x, y, z, length, width, height, yaw = vector.tolist()
+        turned = _quaternion(geometry.quaternion_from_yaw(yaw))
+        colour = _score_colour(float(score))
+
+        def marker(
+            namespace: str,
+            kind: int,
+            position: Sequence[float],
+            scale: Sequence[float],
+            colour: ColorRGBA,
+            orientation: Quaternion,
+            index: int = index,
+        ) -> Marker:
+            return Marker(
+                header=header,
+                ns=namespace,
+                id=index,
+                type=kind,
+                action=Marker.ADD,
+                pose=Pose(position=_point(position), orientation=orientation),
+                scale=Vector3(x=scale[0], y=scale[1], z=scale[2]),
+                color=colour,
+                lifetime=_duration(lifetime_s),
+            )
+
+        cube = marker('boxes', Marker.CUBE, (x, y, z), (length, width, height), colour, turned)
+        arrow = marker('headings', Marker.ARROW, (x, y, z), (length, 0.2, 0.2), _WHITE, turned)
+        above = (x, y, z + 0.5 * height + 0.6)
+        text = marker(
+            'scores', Marker.TEXT_VIEW_FACING, above, (0.0, 0.0, 0.8), _WHITE, Quaternion(w=1.0)
+        )
+        text.text = f'{score:.2f}'
+        markers += [cube, arrow, text]
+    return MarkerArray(markers=markers)
+
+
+_WHITE = ColorRGBA(r=1.0, g=1.0, b=1.0, a=1.0)
+
+
+def _score_colour(score: float) -> ColorRGBA:
+    """From orange, unsure, to green, sure; see-through so that the arrow shows."""
+    return ColorRGBA(r=1.0 - score, g=0.5 + 0.3 * score, b=0.2, a=0.6)
+
+
+def _duration(seconds: float) -> Duration:
+    whole, rest = divmod(round(seconds * 1e9), 1_000_000_000)
+    return Duration(sec=whole, nanosec=rest)
+
+
+def vision_messages() -> Any | None:
+    """The module ``vision_msgs.msg``, None where that package is not installed."""
+    try:
+        return importlib.import_module('vision_msgs.msg')
+    except ImportError:
+        return None
+
+
+def vision_detections_to_msg(frame: FusedFrame, messages: Any) -> Any:
+    """Fused detections as ``vision_msgs/Detection3DArray``.
+
+    Args:
+        frame: fused detections.
+        messages: what `vision_messages` found.
+    """
+    header = _header(frame.stamp_ns, lidar_frame(frame.ego))
+    array_msg = messages.Detection3DArray(header=header)
+    vectors = geometry.flip_handedness(frame.boxes.vectors)
+    for vector, score in zip(vectors, frame.boxes.scores, strict=True):
+        x, y, z, length, width, height, yaw = vector.tolist()
+        turned = _quaternion(geometry.quaternion_from_yaw(yaw))
+        pose = Pose(position=Point(x=x, y=y, z=z), orientation=turned)
+        result = messages.ObjectHypothesisWithPose()
+        result.hypothesis.class_id = 'vehicle'
+        result.hypothesis.score = float(score)
+        result.pose.pose = pose
+        size = Vector3(x=length, y=width, z=height)
+        box = messages.BoundingBox3D(center=pose, size=size)
+        array_msg.detections.append(messages.Detection3D(header=header, results=[result], bbox=box))
+    return array_msg

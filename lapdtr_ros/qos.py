@@ -50,10 +50,33 @@ def telemetry() -> QoSProfile:
     )
 
 
+def stream_status() -> QoSProfile:
+    """Progress of streams: each report replaces the one before; a late device gets the newest."""
+    return plan()
+
+
 def traces() -> QoSProfile:
     """Frame traces: small, frequent, wanted complete."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=256, reliability=ReliabilityPolicy.RELIABLE
+    )
+
+
+def geometry() -> QoSProfile:
+    """Poses and cameras: every one belongs to a picture; all cameras of a vehicle send its pose."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=4 * MOST_IN_FLIGHT,
+        reliability=ReliabilityPolicy.RELIABLE,
+    )
+
+
+def detections() -> QoSProfile:
+    """Fused detections: small, wanted complete by those who evaluate them."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=MOST_IN_FLIGHT,
+        reliability=ReliabilityPolicy.RELIABLE,
     )
 
 

@@ -120,6 +120,21 @@ class ExecutionSection(_Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
 
 
+class FusionSection(_Section):
+    """How the detections of all streams become one list; the model needs the detection head."""
+
+    ego: Name
+    deadline_s: NonNegative = 0.5
+    method: Literal['nms', 'wbf'] = 'nms'
+    iou_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    score_threshold: Share = 0.05
+    communication_range_m: Positive = 70.0
+    position_noise_m: NonNegative = 0.0
+    yaw_noise_deg: NonNegative = 0.0
+    noise_seed: int = 0
+    capacity: Annotated[int, Field(ge=1)] = 32
+
+
 class ScenarioFile(_Section):
     """The YAML file as a whole."""
 
@@ -132,6 +147,7 @@ class ScenarioFile(_Section):
     requirements: RequirementsSection = RequirementsSection()
     solver: str = 'exact'
     execution: ExecutionSection = ExecutionSection()
+    fusion: FusionSection | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,7 @@ def load_scenario(path: Path | str) -> Scenario:
         file = ScenarioFile.model_validate(content)
     except ValidationError as error:
         raise ScenarioError(_explain(path, error)) from None
+    _check_fusion(path, file)
     return Scenario(path, file, _fleet(path, file), _requirements(file.requirements))
 
 
@@ -220,6 +237,16 @@ def _fleet(path: Path, file: ScenarioFile) -> Fleet:
                 f'{path}: streams.{name}: has both dataset and image_topic; keep one'
             )
     return Fleet(devices, links)
+
+
+def _check_fusion(path: Path, file: ScenarioFile) -> None:
+    """The ego of the fusion must be a vehicle that some stream comes from."""
+    if file.fusion is None:
+        return
+    vehicles = {stream.source for stream in file.streams.values()}
+    if file.fusion.ego not in vehicles:
+        error = UnknownNameError('source of a stream', file.fusion.ego, vehicles)
+        raise ScenarioError(f'{path}: fusion.ego: {error}')
 
 
 def _device(name: str, section: DeviceSection) -> Device:

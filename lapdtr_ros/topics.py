@@ -15,8 +15,13 @@ def plan(fleet: str) -> str:
 
 
 def frame_traces(fleet: str) -> str:
-    """Finished and lost frames, from every source to everybody."""
+    """Finished, lost and refused frames, from every source to sinks."""
     return _join(fleet, 'frame_traces')
+
+
+def stream_status(fleet: str) -> str:
+    """How far each stream has come, from every source to the devices."""
+    return _join(fleet, 'stream_status')
 
 
 def features(fleet: str, device: str) -> str:
@@ -32,6 +37,36 @@ def telemetry(fleet: str, device: str) -> str:
 def result(fleet: str, stream: str) -> str:
     """Outputs of a stream's last unit, to its source and its sink."""
     return _join(fleet, stream, 'result')
+
+
+def camera_info(fleet: str, stream: str) -> str:
+    """Intrinsics of a stream's camera, one message per picture."""
+    return _join(fleet, stream, 'camera_info')
+
+
+def mount(fleet: str, stream: str) -> str:
+    """Where a stream's camera sits relative to its vehicle's LiDAR, one message per picture."""
+    return _join(fleet, stream, 'mount')
+
+
+def lidar_pose(fleet: str, vehicle: str) -> str:
+    """Pose of a vehicle's LiDAR in the map, from every camera of the vehicle."""
+    return _join(fleet, vehicle, 'lidar_pose')
+
+
+def detections(fleet: str) -> str:
+    """Fused detections in the ego's LiDAR frame."""
+    return _join(fleet, 'detections')
+
+
+def detection_markers(fleet: str) -> str:
+    """Fused detections for RViz."""
+    return _join(fleet, 'detection_markers')
+
+
+def vision_detections(fleet: str) -> str:
+    """Fused detections as vision_msgs/Detection3DArray."""
+    return _join(fleet, 'vision_detections')
 
 
 def namespace(fleet: str, owner: str = '') -> str:

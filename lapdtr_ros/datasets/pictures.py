@@ -9,7 +9,18 @@ import numpy as np
 
 from lapdtr_ros.models.preprocess import resize_picture
 
-from .opv2v import DatasetError, open_dataset, read_image, time_s
+from .opv2v import (
+    TICK_S,
+    AgentFrame,
+    CameraModel,
+    DatasetError,
+    Pose,
+    open_dataset,
+    read_image,
+    time_s,
+)
+
+_STEP_S = 2 * TICK_S  # from one timestamp of OPV2V to the next
 
 
 @dataclass(frozen=True)
@@ -20,15 +31,22 @@ class Picture:
         pixels: uint8 RGB, shape (height, width, 3).
         stamp_ns: time of the picture in nanoseconds; scene time for recorded pictures.
         frame_id: coordinate frame of the camera.
+        camera: the camera with the intrinsic of ``pixels``; None where nobody knows it.
+        lidar_pose: pose of the vehicle's LiDAR at that time; None where nobody knows it.
     """
 
     pixels: np.ndarray
     stamp_ns: int
     frame_id: str
+    camera: CameraModel | None = None
+    lidar_pose: Pose | None = None
 
 
 class PictureSequence:
-    """Resized pictures of one camera of an OPV2V scene; index ``i`` beyond the end starts over.
+    """Resized pictures of one camera of an OPV2V scene.
+
+    An index beyond the end starts over with the first picture, while the stamps go on: a moment
+    never comes twice.
 
     Args:
         dataset: directory of one scene, or of a data set whose first scene is taken.
@@ -56,25 +74,44 @@ class PictureSequence:
     def __len__(self) -> int:
         return len(self._scenario.timestamps)
 
+    def stamp_ns(self, index: int) -> int:
+        """Time of picture ``index``, also of one that cannot be read."""
+        timestamps = self._scenario.timestamps
+        lap, position = divmod(index, len(self))
+        lap_s = time_s(timestamps[-1]) - time_s(timestamps[0]) + _STEP_S
+        return round((time_s(timestamps[position]) + lap * lap_s) * 1e9)
+
     def path(self, index: int) -> Path:
         """File of picture ``index``.
 
         Raises:
             DatasetError: the camera has no picture at that time.
         """
-        timestamp = self._scenario.timestamps[index % len(self)]
-        paths = self._scenario.frame(self._agent, timestamp).image_paths
-        if self._camera not in paths:
-            raise DatasetError(
-                f'{self._scenario.path}: agent {self._agent} has no picture of camera '
-                f'{self._camera} at {timestamp}'
-            )
-        return paths[self._camera]
+        return self._path(self._frame(index))
 
     def __getitem__(self, index: int) -> Picture:
-        timestamp = self._scenario.timestamps[index % len(self)]
+        frame = self._frame(index)
+        height, width = self._size
         return Picture(
-            resize_picture(read_image(self.path(index)), self._size),
-            round(time_s(timestamp) * 1e9),
-            f'cav_{self._agent}/camera{self._camera}',
+            pixels=resize_picture(read_image(self._path(frame)), self._size),
+            stamp_ns=self.stamp_ns(index),
+            frame_id=self._frame_id(),
+            camera=frame.cameras[self._camera].resized(width, height),
+            lidar_pose=frame.lidar_pose,
         )
+
+    def _frame_id(self) -> str:
+        agent = f'cav_{self._agent}' if self._agent >= 0 else f'rsu_{-self._agent}'
+        return f'{agent}/camera{self._camera}'
+
+    def _frame(self, index: int) -> AgentFrame:
+        timestamp = self._scenario.timestamps[index % len(self)]
+        return self._scenario.frame(self._agent, timestamp)
+
+    def _path(self, frame: AgentFrame) -> Path:
+        if self._camera not in frame.image_paths:
+            raise DatasetError(
+                f'{self._scenario.path}: agent {self._agent} has no picture of camera '
+                f'{self._camera} at {frame.timestamp}'
+            )
+        return frame.image_paths[self._camera]

@@ -16,7 +16,7 @@ from lapdtr_ros.errors import LapdtrError
 
 from . import charts
 from .pictures import Picture, encode_png
-from .run_record import EMULATED, MEASURED, SIMULATED, PlanRecord, RunRecord
+from .run_record import EMULATED, MEASURED, SIMULATED, AccuracyRecord, PlanRecord, RunRecord
 from .summary import (
     Comparison,
     Figure,
@@ -122,7 +122,7 @@ def render_report(record: RunRecord, images: Sequence[ReportImage] = ()) -> str:
         summary=summary,
         verdict=verdict(record, summary),
         good=_is_good(record, summary),
-        cards=_cards(summary),
+        cards=_cards(summary, record.accuracy),
         plans=_plan_views(record, summary),
         more_plans=max(len(record.plans) - MAX_PLANS, 0),
         timelines=[
@@ -153,7 +153,7 @@ def _is_good(record: RunRecord, summary: Summary) -> bool:
     return bool(summary.frames_finished.value) and not failed and not unequal
 
 
-def _cards(summary: Summary) -> list[_Card]:
+def _cards(summary: Summary, accuracy: AccuracyRecord | None) -> list[_Card]:
     savings = [
         f'{_saving(comparison)} {comparison.baseline_name}'
         for comparison in summary.comparisons
@@ -172,7 +172,17 @@ def _cards(summary: Summary) -> list[_Card]:
         _card('Busiest device', summary.busiest_share, busiest.name if busiest else ''),
         _card('Finished', summary.frames_finished, f'{lost} lost', f'{twice} received twice'),
         _card('Difference to unsplit', summary.max_abs_diff, 'largest of any output element'),
-        _card('Accuracy', summary.accuracy, 'not evaluated in this run'),
+        _card('Accuracy', summary.accuracy, *_accuracy_notes(accuracy)),
+    ]
+
+
+def _accuracy_notes(accuracy: AccuracyRecord | None) -> list[str]:
+    if accuracy is None:
+        return ['not evaluated in this run']
+    protocol = accuracy.protocol
+    return [
+        f'AP30 {accuracy.ap30:.3f}, AP70 {accuracy.ap70:.3f}; {protocol.get("sort")} sort',
+        f'{accuracy.ground_truths} vehicles in {accuracy.frames} frames of {protocol.get("split")}',
     ]
 
 

@@ -217,6 +217,34 @@ class Equivalence:
 
 
 @dataclass(frozen=True)
+class AccuracyRecord:
+    """Average precision of the detections of a run.
+
+    Attributes:
+        ap30: at IoU 0.3, seen from above; NaN when there was nothing to find.
+        ap50: at IoU 0.5.
+        ap70: at IoU 0.7.
+        frames: moments that were evaluated.
+        ground_truths: vehicles to find in them.
+        detections: vehicles that were reported.
+        protocol: everything else that the figures depend on, as JSON values.
+        level: how the detections were obtained, one of `LEVELS`.
+    """
+
+    ap30: float
+    ap50: float
+    ap70: float
+    frames: int
+    ground_truths: int
+    detections: int
+    protocol: dict[str, Any]
+    level: str = MEASURED
+
+    def __post_init__(self) -> None:
+        _check_choice('level', self.level, LEVELS)
+
+
+@dataclass(frozen=True)
 class BaselineRecord:
     """The same frames without partitioning, e.g. ``whole model on the source (cav_0)``.
 
@@ -254,6 +282,7 @@ class RunRecord:
         equivalence: None when results were not compared with the unsplit model.
         baselines: runs or predictions without partitioning.
         unit_flops: FLOPs of each unit for one frame, empty if unknown.
+        accuracy: None when results were not compared with annotations.
         command: what to type to repeat the run.
         time_level: level of latency, frame rate and busy share.
         energy_level: level of all energies of stages.
@@ -272,6 +301,7 @@ class RunRecord:
     equivalence: Equivalence | None = None
     baselines: tuple[BaselineRecord, ...] = ()
     unit_flops: tuple[float, ...] = ()
+    accuracy: AccuracyRecord | None = None
     command: str = ''
     time_level: str = MEASURED
     energy_level: str = EMULATED
@@ -409,9 +439,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         raise _wrong(where, value, 'a number or null')
-    if isinstance(value, kind) and not isinstance(value, bool):
+    plain = origin or kind
+    if isinstance(value, plain) and not isinstance(value, bool):
         return value
-    raise _wrong(where, value, {int: 'a whole number', str: 'a text'}[kind])
+    raise _wrong(where, value, {int: 'a whole number', str: 'a text', dict: 'an object'}[plain])
 
 
 def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:

@@ -173,7 +173,7 @@ def summarise(record: RunRecord) -> Summary:
     * Busy share is computing time, of lost frames too, over the span from the first picture sent
       to the last result received; the utilization of the run is that of its busiest device.
     * Communication is the payload between different devices, with picture and result.
-    * Accuracy has no value: results of a plain run are not compared with annotations.
+    * Accuracy is the AP at IoU 0.5; a plain run, not compared with annotations, has none.
     """
     frames = first_finished(record)
     sent = {(f.stream, f.seq) for f in record.frames if f.outcome != REFUSED}
@@ -200,7 +200,7 @@ def summarise(record: RunRecord) -> Summary:
         latency_p95_ms=Figure(_percentile(latencies_ms, 95), 'ms', time),
         frames_per_s=Figure(_steady_rate(frames), 'frames/s', time),
         energy_mj=energy_mj,
-        accuracy=Figure(None, '', counted),
+        accuracy=_accuracy(record, counted),
         busiest_share=_largest([device.busy_share for device in devices], time),
         communication_bytes=Figure(_communication(hops, len(frames)), 'B/frame', counted),
         plan_changes=Figure(max(len(record.plans) - 1, 0), '', counted),
@@ -475,6 +475,12 @@ def _compare(quantity: str, run: Figure, baseline: BaselineRecord, value_si: flo
         run=Figure(value, run.unit, run.level),
         saving=Figure(None if share is None else 1.0 - share, SHARE, baseline.level),
     )
+
+
+def _accuracy(record: RunRecord, level: str) -> Figure:
+    if record.accuracy is None:
+        return Figure(None, '', level)
+    return Figure(_finite(record.accuracy.ap50), 'AP50', record.accuracy.level)
 
 
 def _largest(figures: Sequence[Figure], level: str) -> Figure:

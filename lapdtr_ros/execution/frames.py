@@ -129,7 +129,6 @@ class FrameOutcome:
     seq: int
     epoch: int
     outcome: str
-    oldest_epoch: int
     latency_s: float
     picture_bytes: int
     stamp_ns: int = 0

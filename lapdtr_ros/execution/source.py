@@ -59,6 +59,10 @@ class FrameLedger:
             del self._frames[frame.seq]
         return late
 
+    def done_before(self, next_seq: int) -> int:
+        """Number below which no frame is under way; ``next_seq`` is the next one to send."""
+        return min(self._frames, default=next_seq)
+
     def oldest_epoch(self, otherwise: int) -> int:
         """Lowest epoch in flight, or ``otherwise`` when nothing is."""
         return min((frame.epoch for frame in self._frames.values()), default=otherwise)

@@ -38,6 +38,26 @@ class ResidualBlock(nn.Module):
         return self.act(x + self.norm2(self.conv2(inner)))
 
 
+class GlobalContext(nn.Module):
+    """Scales and shifts every channel by what the whole picture shows.
+
+    How far a vehicle is depends on how high its camera sits. The head is not told which camera of
+    the vehicle it serves, but the picture as a whole gives it away: the road runs ahead or across.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.summary = nn.Linear(channels, channels)
+        self.act = nn.ReLU()
+        self.change = nn.Linear(channels, 2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, H, W] to the same shape."""
+        change = self.change(self.act(self.summary(x.mean((2, 3)))))
+        gain, shift = change[:, :, None, None].chunk(2, dim=1)
+        return x * (1 + gain) + shift
+
+
 class DetectionHead(nn.Module):
     """Features of any backbone to a map of vehicles.
 
@@ -56,13 +76,15 @@ class DetectionHead(nn.Module):
         self.factor = max(1, round(picture_size[0] / layout.grid[0] / _CELL_PX))
         coarse, fine = self.coarse_width, self.fine_width
         # The norm comes first: channels of a backbone that is not trained differ by magnitudes.
+        self.norm = nn.BatchNorm2d(layout.channels)
         self.project = nn.Sequential(
-            nn.BatchNorm2d(layout.channels),
-            nn.Conv2d(layout.channels, coarse, 1, bias=False),
-            nn.BatchNorm2d(coarse),
-            nn.ReLU(),
+            nn.Conv2d(layout.channels + 2, coarse, 1, bias=False), nn.BatchNorm2d(coarse), nn.ReLU()
         )
-        self.context = nn.Sequential(*(ResidualBlock(coarse) for _ in range(self.blocks)))
+        self.context = nn.Sequential(
+            ResidualBlock(coarse),
+            GlobalContext(coarse),
+            *(ResidualBlock(coarse) for _ in range(self.blocks - 1)),
+        )
         self.enlarge = nn.Sequential(
             nn.Conv2d(coarse, fine * self.factor**2, 1, bias=False),
             nn.PixelShuffle(self.factor),
@@ -75,7 +97,8 @@ class DetectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features of the layout into float32 [B, 9, rows, columns], heat in 0..1."""
-        x = self.enlarge(self.context(self.project(self.layout.to_map(features))))
+        x = with_position(self.norm(self.layout.to_map(features)))
+        x = self.enlarge(self.context(self.project(x)))
         # A probability near 1 has no digits left in bfloat16.
         heat = self.heat(x).float().sigmoid()
         return torch.cat([heat, self.box(x).float()], dim=1)
@@ -86,6 +109,15 @@ class DetectionHead(nn.Module):
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
         nn.init.constant_(last.bias, math.log(_RARE / (1 - _RARE)))
+
+
+def with_position(x: Tensor) -> Tensor:
+    """Append row and column, -1 to 1, to a map [B, C, H, W]: on flat ground, row means distance."""
+    batch, _, height, width = x.shape
+    row = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)[:, None]
+    column = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)[None, :]
+    position = torch.stack([row.expand(height, width), column.expand(height, width)])
+    return torch.cat([x, position.expand(batch, -1, -1, -1)], dim=1)
 
 
 def _branch(width: int, channels: int) -> nn.Sequential:

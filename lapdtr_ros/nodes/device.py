@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
@@ -20,10 +21,10 @@ from lapdtr_ros.execution.device import (
     StageKey,
     run_job,
 )
-from lapdtr_ros.execution.frames import Feature, Result
+from lapdtr_ros.execution.frames import Result
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, PartitionPlan, StreamStatus
 from lapdtr_ros.planning.cost import evaluate
 from lapdtr_ros.planning.plan import FleetPlan
 from lapdtr_ros.scenario import Scenario, load_scenario
@@ -52,7 +53,7 @@ class DeviceNode(ManagedNode):
     Subscriptions:
         <fleet>/plan (PartitionPlan): what to load and run.
         <fleet>/<device>/features (FeatureMap): inputs of this device's stages.
-        <fleet>/frame_traces (FrameTrace): tells which epochs are done.
+        <fleet>/stream_status (StreamStatus): tells which epochs are done.
 
     Publishers:
         <fleet>/<device>/telemetry (DeviceTelemetry): state, at a fixed rate and when it changes.
@@ -106,13 +107,15 @@ class DeviceNode(ManagedNode):
                 qos_overriding_options=qos.overridable(),
             ),
             self.create_subscription(
-                FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces()
+                StreamStatus,
+                topics.stream_status(fleet),
+                self._on_stream_status,
+                qos.stream_status(),
             ),
             self.create_subscription(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan()),
         ]
         self._held_timers = [
-            self.steady_timer(1.0 / self.parameters.telemetry_hz, self._publish_telemetry),
-            self.steady_timer(0.05, self._report_new_ready),
+            self.steady_timer(1.0 / self.parameters.telemetry_hz, self._publish_telemetry)
         ]
 
     def deactivate(self) -> None:
@@ -177,18 +180,22 @@ class DeviceNode(ManagedNode):
         for key in missing:
             if key not in self._loading:
                 self._load(key)
+        self._report_new_ready()
 
     def _open_publishers(self, plan: FleetPlan) -> None:
         fleet = self.common.fleet
         for stream, target in self._core.targets(plan.epoch).items():
             if target is None and stream not in self._result_publishers:
-                self._result_publishers[stream] = self.create_publisher(
-                    FrameResult, topics.result(fleet, stream), qos.frames()
-                )
+                topic = topics.result(fleet, stream)
+                self._result_publishers[stream] = self._open(FrameResult, topic)
             elif target is not None and target not in self._feature_publishers:
-                self._feature_publishers[target] = self.create_publisher(
-                    FeatureMap, topics.features(fleet, target), qos.frames()
-                )
+                topic = topics.features(fleet, target)
+                self._feature_publishers[target] = self._open(FeatureMap, topic)
+
+    def _open(self, kind: type, topic: str) -> Publisher:
+        """A publisher that reports a plan as ready as soon as its listeners are there."""
+        matched = PublisherEventCallbacks(matched=lambda _: self._report_new_ready())
+        return self.create_publisher(kind, topic, qos.frames(), event_callbacks=matched)
 
     def _load(self, key: StageKey) -> None:
         assert self._loader is not None
@@ -230,27 +237,24 @@ class DeviceNode(ManagedNode):
         except LapdtrError as error:
             self._refuse(str(error))
             return
-        name = self.parameters.device
         self._inference.submit(
-            lambda: run_job(name, job), lambda output, error: self._on_output(job, output, error)
+            lambda: self._run_and_send(job),
+            lambda _, error: self._refuse(f'{job.feature.stream} frame {job.feature.seq}: {error}'),
+            only_errors=True,
         )
 
-    def _on_output(
-        self, job: Job, output: Feature | Result | None, error: Exception | None
-    ) -> None:
-        if output is None:
-            self._refuse(f'{job.feature.stream} frame {job.feature.seq}: {error}')
-            return
+    def _run_and_send(self, job: Job) -> None:
+        """In the inference thread: every return to the executor would cost the next frame time."""
+        output = run_job(self.parameters.device, job)
+        if isinstance(output, Result):
+            self._result_publishers[output.stream].publish(conversions.result_to_msg(output))
+        else:
+            assert job.target is not None
+            self._feature_publishers[job.target].publish(conversions.feature_to_msg(output))
         self._frames += 1
         self._energy_j += job.energy_j
-        if isinstance(output, Result):
-            publisher = self._result_publishers[output.stream]
-            publisher.publish(conversions.result_to_msg(output))
-            return
-        assert job.target is not None
-        self._feature_publishers[job.target].publish(conversions.feature_to_msg(output))
 
-    def _on_trace(self, msg: FrameTrace) -> None:
+    def _on_stream_status(self, msg: StreamStatus) -> None:
         self._core.retire(msg.stream, msg.oldest_epoch)
 
     def _refuse(self, reason: str) -> None:

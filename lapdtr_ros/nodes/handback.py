@@ -1,7 +1,7 @@
 """Work outside the executor thread, with results handed back to it.
 
 rclpy's multi-threaded executor loses throughput, so every node spins one thread; heavy work runs
-in a thread of its own and its results return through a guard condition. All node state is then
+in a thread of its own and its results return as tasks of the executor. All node state is then
 touched by one thread and needs no locks.
 """
 
@@ -30,9 +30,8 @@ class Handback:
 
     def __init__(self, node: Node, name: str) -> None:
         self._node = node
-        self._work: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Work, Done, bool] | None] = queue.SimpleQueue()
         self._finished: deque[tuple[Done, Any, Exception | None]] = deque()
-        self._guard = node.create_guard_condition(self._deliver)
         self._busy_s = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -47,9 +46,15 @@ class Handback:
         """Seconds spent working since the start."""
         return self._busy_s
 
-    def submit(self, work: Work, done: Done) -> None:
-        """Run ``work()`` in the thread, then ``done(result, error)`` in the executor."""
-        self._work.put((work, done))
+    def submit(self, work: Work, done: Done, only_errors: bool = False) -> None:
+        """Run ``work()`` in the thread, then ``done(result, error)`` in the executor.
+
+        Args:
+            work: called in the thread; it may raise.
+            done: called in the executor with the result, or None and the exception.
+            only_errors: call ``done`` only when ``work`` raised.
+        """
+        self._work.put((work, done, only_errors))
 
     def close(self) -> None:
         """Finish the piece in hand and stop; what waits is dropped."""
@@ -57,11 +62,10 @@ class Handback:
             self._work.get()
         self._work.put(None)
         self._thread.join()
-        self._node.destroy_guard_condition(self._guard)
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            work, done = item
+            work, done, only_errors = item
             began = time.monotonic()
             result, failure = None, None
             try:
@@ -69,8 +73,11 @@ class Handback:
             except Exception as error:
                 failure = error
             self._busy_s += time.monotonic() - began
-            self._finished.append((done, result, failure))
-            self._guard.trigger()
+            if failure is not None or not only_errors:
+                self._finished.append((done, result, failure))
+                executor = self._node.executor
+                assert executor is not None
+                executor.create_task(self._deliver)
 
     def _deliver(self) -> None:
         while self._finished:

@@ -108,7 +108,7 @@ class PlannerNode(ManagedNode):
             )
             for device in self._scenario.fleet.devices
         ]
-        self._held_timers = [self.steady_timer(0.05, self._plan_if_due)]
+        self._held_timers = [self.steady_timer(0.5, self._plan_if_due)]
 
     def deactivate(self) -> None:
         """Stop listening; the last plan stays in force."""
@@ -129,6 +129,7 @@ class PlannerNode(ManagedNode):
         self._heard[msg.device] = msg
         # A planner that restarts must not reuse an epoch number that devices already know.
         self._epoch = max([self._epoch, *msg.ready_epochs])
+        self._plan_if_due()
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         values = {k: v for k, v in changed(parameters).items() if hasattr(self.parameters, k)}
@@ -144,6 +145,7 @@ class PlannerNode(ManagedNode):
             self.parameters = dataclasses.replace(self.parameters, **values)
             told = ', '.join(f'{name} = {value}' for name, value in values.items())
             self._pending_reason = f'user set {told}'
+            self._plan_if_due()
 
     def _check(self, parameters: PlannerParameters) -> None:
         """Raise if no plan exists under ``parameters`` with the devices as described."""

@@ -15,14 +15,25 @@ from rclpy.subscription import Subscription
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.evaluation.live import write_detections
 from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import RunRecord, write_record
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome
 from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.msg import DeviceTelemetry, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.msg import (
+    Detections,
+    DeviceTelemetry,
+    FrameResult,
+    FrameTrace,
+    PartitionPlan,
+)
+from lapdtr_ros.perception.cooperation import FusedFrame
 from lapdtr_ros.scenario import load_scenario
 
 from .base import OK, Diagnosis, ManagedNode, declare, parameter, run_node
+
+# How long fused detections may take after their deadline, on a busy machine.
+FUSION_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class SinkParameters:
 class SinkNode(ManagedNode):
     """Collects results, traces, plans and telemetry of all streams into a run record.
 
+    Of a scenario with fusion it also keeps the fused detections, in ``detections.json``.
+
     Args:
         on_outcome: called with every frame that is finished, lost or refused.
         overrides: parameter values, for use inside another program.
@@ -47,6 +60,7 @@ class SinkNode(ManagedNode):
         <fleet>/<stream>/result (FrameResult): of every stream.
         <fleet>/frame_traces (FrameTrace), <fleet>/plan (PartitionPlan)
         <fleet>/<device>/telemetry (DeviceTelemetry): of every device.
+        <fleet>/detections (Detections): when the scenario has a fusion.
     """
 
     def __init__(
@@ -64,6 +78,10 @@ class SinkNode(ManagedNode):
         self._received: set[tuple[str, int]] = set()
         self._finished: set[tuple[str, int]] = set()
         self._builder: RunBuilder | None = None
+        # By the stamp of their pictures.
+        self._fused: dict[int, FusedFrame] = {}
+        self._moments: set[int] = set()
+        self._last_outcome_s = 0.0
 
     def configure(self) -> None:
         """Read the scenario and make the output directory."""
@@ -71,6 +89,7 @@ class SinkNode(ManagedNode):
         self._streams = tuple(scenario.file.streams)
         self._devices = tuple(scenario.fleet.devices)
         self._builder = RunBuilder(scenario, profile_model(scenario.file.model.name))
+        self._fusion = scenario.file.fusion
         self._outputs: Path | None = None
         if self.parameters.output:
             self._outputs = Path(self.parameters.output) / 'outputs'
@@ -94,20 +113,35 @@ class SinkNode(ManagedNode):
             )
             for name in self._devices
         ]
+        if self._fusion is not None:
+            self._held_subscriptions.append(
+                subscribe(
+                    Detections, topics.detections(fleet), self._on_detections, qos.detections()
+                )
+            )
 
     def deactivate(self) -> None:
         """Stop listening and write the run record."""
         for subscription in self._held_subscriptions:
             self.destroy_subscription(subscription)
         if self._held_subscriptions and self.parameters.output:
-            path = Path(self.parameters.output) / 'run.json'
-            write_record(self.record(), path)
+            output = Path(self.parameters.output)
+            write_record(self.record(), output / 'run.json')
+            if self._fusion is not None:
+                write_detections(self._fused.values(), output / 'detections.json')
         self._held_subscriptions = []
 
     @property
     def settled(self) -> bool:
-        """Whether the result of every frame that is known to be finished has come in."""
-        return self._finished <= self._received
+        """Whether all has come in that belongs to the frames that are known to be finished."""
+        return self._finished <= self._received and self._fusion_settled()
+
+    def _fusion_settled(self) -> bool:
+        """The fusion gives up on a moment at its deadline, and so does who waits for it."""
+        if self._fusion is None or self._moments <= self._fused.keys():
+            return True
+        waited_s = time.monotonic() - self._last_outcome_s
+        return waited_s > self._fusion.deadline_s + FUSION_PATIENCE_S
 
     def record(self) -> RunRecord:
         """What was heard so far."""
@@ -131,6 +165,8 @@ class SinkNode(ManagedNode):
         self._builder.add_outcome(outcome, time.monotonic())
         if outcome.outcome == FINISHED:
             self._finished.add((outcome.stream, outcome.seq))
+            self._moments.add(outcome.stamp_ns)
+            self._last_outcome_s = time.monotonic()
         if self._on_outcome is not None:
             self._on_outcome(outcome)
 
@@ -146,6 +182,14 @@ class SinkNode(ManagedNode):
         folder = self._outputs / result.stream
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / f'{result.seq:06d}.npy', result.packet.to_array())
+
+    def _on_detections(self, msg: Detections) -> None:
+        try:
+            frame = conversions.detections_from_msg(msg)
+        except LapdtrError as error:
+            self.get_logger().warning(str(error))
+            return
+        self._fused[frame.stamp_ns] = frame
 
     def _on_telemetry(self, msg: DeviceTelemetry) -> None:
         assert self._builder is not None

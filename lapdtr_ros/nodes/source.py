@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
@@ -21,11 +22,19 @@ from lapdtr_ros.execution.frames import Feature, FrameOutcome, Packet, StageReco
 from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight
 from lapdtr_ros.models.preprocess import encode_jpeg, resize_picture
 from lapdtr_ros.models.registry import model_spec
-from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
+from lapdtr_ros.msg import (
+    DeviceTelemetry,
+    FeatureMap,
+    FrameResult,
+    FrameTrace,
+    PartitionPlan,
+    StreamStatus,
+)
 from lapdtr_ros.planning.plan import JPEG, FleetPlan
 from lapdtr_ros.scenario import ScenarioError, load_scenario
 
 from .base import OK, STALE, WARN, Diagnosis, ManagedNode, changed, declare, parameter, run_node
+from .geometry import GeometryPublisher
 from .handback import Handback
 
 
@@ -67,6 +76,8 @@ class SourceNode(ManagedNode):
     Publishers:
         <fleet>/<first device>/features (FeatureMap): the picture, input of unit 0.
         <fleet>/frame_traces (FrameTrace): every finished, lost or refused frame.
+        <fleet>/stream_status (StreamStatus): latched; how far the stream has come.
+        the geometry of the pictures of a dataset, see `GeometryPublisher`.
     """
 
     def __init__(self) -> None:
@@ -79,8 +90,9 @@ class SourceNode(ManagedNode):
         self._ready_picture: Picture | None = None
         self._fetching = False
         self._seq = self._sent = self._finished = self._lost = self._refused = 0
-        self._next_due = 0.0
+        self._due = True
         self._last_error = ''
+        self._epoch = self._reported_epoch = 0
         self._last_picture_s: float | None = None
 
     def configure(self) -> None:
@@ -103,7 +115,6 @@ class SourceNode(ManagedNode):
             else None
         )
         self._limit = self.parameters.frames or self._stream.frames or len(self._pictures or ())
-        self._period_s = 1.0 / self._stream.rate_hz if self._stream.rate_hz else 0.0
         self._ledger = FrameLedger(
             self.parameters.max_in_flight or self._execution.max_in_flight,
             self._execution.frame_timeout_s,
@@ -111,7 +122,17 @@ class SourceNode(ManagedNode):
         self.add_post_set_parameters_callback(self._on_parameters_set)
         self._gate = EpochGate(name)
         self._traces = self.create_publisher(
-            FrameTrace, topics.frame_traces(self.common.fleet), qos.traces()
+            FrameTrace,
+            topics.frame_traces(self.common.fleet),
+            qos.traces(),
+            event_callbacks=self._pump_when_matched(),
+        )
+        self._geometry = GeometryPublisher(
+            self, self.common.fleet, name, self._stream.source, self._pump_when_matched()
+        )
+        self._fused = scenario.file.fusion is not None and self._pictures is not None
+        self._status = self.create_publisher(
+            StreamStatus, topics.stream_status(self.common.fleet), qos.stream_status()
         )
         self._camera = Handback(self, 'camera')
 
@@ -148,9 +169,11 @@ class SourceNode(ManagedNode):
                 )
             )
         self._held_timers = [
-            self.steady_timer(min(0.02, self._period_s or 0.02), self._pump),
             self.steady_timer(0.5, self._expire),
+            self.steady_timer(0.5, self._publish_status),
         ]
+        if self._stream.rate_hz:
+            self._held_timers.append(self.steady_timer(1.0 / self._stream.rate_hz, self._tick))
         self._fetch()
 
     def deactivate(self) -> None:
@@ -195,6 +218,7 @@ class SourceNode(ManagedNode):
         credits = changed(parameters).get('max_in_flight')
         if credits is not None:
             self._ledger.credits = credits or self._execution.max_in_flight
+            self._pump()
 
     def _on_plan(self, msg: PartitionPlan) -> None:
         try:
@@ -249,14 +273,19 @@ class SourceNode(ManagedNode):
         """Account for a picture of the dataset that cannot be read."""
         self._problem(reason)
         self._refused += 1
-        frame = InFlight(self._seq, 0, time.monotonic(), 0, 0, '')
+        stamp_ns = self._pictures.stamp_ns(self._seq) if self._pictures is not None else 0
+        frame = InFlight(self._seq, 0, time.monotonic(), 0, stamp_ns, '')
         self._report(frame, frames.REFUSED, ())
         self._seq += 1
 
+    def _tick(self) -> None:
+        """The stream's frame rate allows one more picture; missed ones are not made up."""
+        self._due = True
+        self._pump()
+
     def _pump(self) -> None:
         """Send the picture in hand if a credit, a ready plan and the rate allow it."""
-        now = time.monotonic()
-        if self._ready_picture is None or not self._ledger.may_send or now < self._next_due:
+        if self._ready_picture is None or not self._due or not self._ledger.may_send:
             return
         plan = self._gate.current()
         if plan is None:
@@ -265,8 +294,8 @@ class SourceNode(ManagedNode):
         if not self._heard_by_all(publisher):
             return
         picture, self._ready_picture = self._ready_picture, None
-        self._next_due = max(self._next_due + self._period_s, now)
-        self._send(publisher, plan, picture, now)
+        self._due = not self._stream.rate_hz
+        self._send(publisher, plan, picture)
         self._fetch()
 
     def _heard_by_all(self, features: Publisher) -> bool:
@@ -274,19 +303,24 @@ class SourceNode(ManagedNode):
         if features.get_subscription_count() == 0:
             return False
         if self._sent == 0:
-            return self._traces.get_subscription_count() >= self.parameters.trace_listeners
+            placed = self._geometry.heard or not self._fused
+            traced = self._traces.get_subscription_count() >= self.parameters.trace_listeners
+            return placed and traced
         return True
 
-    def _send(self, publisher: Publisher, plan: FleetPlan, picture: Picture, now: float) -> None:
+    def _send(self, publisher: Publisher, plan: FleetPlan, picture: Picture) -> None:
         stream = self.parameters.stream
         packet = self._pack(plan.streams[stream].plan.picture, picture.pixels)
         feature = Feature(
             stream, self._seq, plan.epoch, 0, packet, picture.stamp_ns, picture.frame_id
         )
+        self._geometry.publish(picture)
+        now = time.monotonic()
         publisher.publish(conversions.feature_to_msg(feature))
         self._ledger.sent(
             InFlight(self._seq, plan.epoch, now, packet.nbytes, picture.stamp_ns, picture.frame_id)
         )
+        self._epoch = plan.epoch
         self._sent += 1
         self._seq += 1
 
@@ -301,9 +335,21 @@ class SourceNode(ManagedNode):
         if frame is None:
             return
         self._finished += 1
+        if self._ledger.oldest_epoch(self._epoch) != self._reported_epoch:
+            self._publish_status()
         trace = tuple(conversions.stage_record_from_msg(record) for record in msg.trace)
         self._report(frame, frames.FINISHED, trace)
         self._pump()
+
+    def _publish_status(self) -> None:
+        self._reported_epoch = self._ledger.oldest_epoch(self._epoch)
+        status = StreamStatus(
+            stream=self.parameters.stream,
+            oldest_epoch=self._reported_epoch,
+            done_before=self._ledger.done_before(self._seq),
+        )
+        status.header.stamp = self.get_clock().now().to_msg()
+        self._status.publish(status)
 
     def _expire(self) -> None:
         for frame in self._ledger.expired(time.monotonic()):
@@ -313,6 +359,7 @@ class SourceNode(ManagedNode):
                 f'{self._execution.frame_timeout_s:g} s'
             )
             self._report(frame, frames.LOST, ())
+        self._pump()
 
     def _report(self, frame: InFlight, outcome: str, trace: tuple[StageRecord, ...]) -> None:
         self._traces.publish(
@@ -322,7 +369,6 @@ class SourceNode(ManagedNode):
                     seq=frame.seq,
                     epoch=frame.epoch,
                     outcome=outcome,
-                    oldest_epoch=self._ledger.oldest_epoch(frame.epoch),
                     latency_s=time.monotonic() - frame.sent_s,
                     picture_bytes=frame.picture_bytes,
                     stamp_ns=frame.stamp_ns,
@@ -337,9 +383,15 @@ class SourceNode(ManagedNode):
             raise UnknownNameError('device', device, self._devices)
         if device not in self._publishers_by_device:
             self._publishers_by_device[device] = self.create_publisher(
-                FeatureMap, topics.features(self.common.fleet, device), qos.frames()
+                FeatureMap,
+                topics.features(self.common.fleet, device),
+                qos.frames(),
+                event_callbacks=self._pump_when_matched(),
             )
         return self._publishers_by_device[device]
+
+    def _pump_when_matched(self) -> PublisherEventCallbacks:
+        return PublisherEventCallbacks(matched=lambda _: self._pump())
 
     def _problem(self, reason: str) -> None:
         self._last_error = reason

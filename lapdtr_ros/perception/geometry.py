@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .poses import pose_to_matrix
+from .poses import matrix_to_pose, pose_to_matrix
 
 BoxVariant = Literal['opencood', 'exact']
 OPENCOOD: BoxVariant = 'opencood'
@@ -247,6 +247,37 @@ def pose_to_ros(pose: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         ]
     )
     return np.array([pose[0], -pose[1], pose[2]], dtype=np.float64), quaternion
+
+
+def pose_from_ros(
+    position: Sequence[float], quaternion: Sequence[float]
+) -> tuple[float, float, float, float, float, float]:
+    """CARLA pose of a position and quaternion in ROS axes; inverts `pose_to_ros`.
+
+    Args:
+        position: shape (3,), right-handed, metres.
+        quaternion: `(x, y, z, w)`, right-handed, of any length but 0.
+
+    Returns:
+        `(x, y, z, roll, yaw, pitch)`, left-handed, metres and degrees.
+
+    Raises:
+        ValueError: If a number is not finite or the quaternion is 0.
+    """
+    numbers = np.array([*position, *quaternion], dtype=np.float64)
+    length = np.linalg.norm(numbers[3:])
+    if not np.isfinite(numbers).all() or length == 0.0:
+        raise ValueError(f'position {position} and quaternion {quaternion} are no pose')
+    x, y, z, w = numbers[3:] / length
+    matrix = np.eye(4)
+    # The mirrored axis y changes the sign of every element that pairs y with x or z.
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), -2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [-2 * (x * y + z * w), 1 - 2 * (x * x + z * z), -2 * (y * z - x * w)],
+        [2 * (x * z - y * w), -2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = numbers[0], -numbers[1], numbers[2]
+    return matrix_to_pose(matrix)
 
 
 def quaternion_from_yaw(yaw: ArrayLike) -> np.ndarray:

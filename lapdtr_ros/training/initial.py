@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lapdtr_ros.models.detection import DETECTION, DetectionHead
 from lapdtr_ros.models.registry import ModelSpec, model_spec
 from lapdtr_ros.models.weights import (
+    FILE_SUFFIX,
     FOCUS,
     RANDOM_PREFIX,
     TIMM,
@@ -19,14 +23,16 @@ from lapdtr_ros.models.weights import (
 from .errors import TrainingError
 
 _START_SEED = f'{RANDOM_PREFIX}0'
+_HEAD_PREFIX = f'{DETECTION}.'
 
 
 def initial_model(name: str, weights: str, seed: int, device: str) -> StageModule:
-    """Build a detector whose backbone comes from ``weights`` and whose head is untrained.
+    """Build a detector to train.
 
     Args:
         name: model name with head `detection`.
-        weights: of the backbone: `focus`, `timm`, a file, or `random:<seed>` for none.
+        weights: of the backbone: `focus`, `timm`, a file, or `random:<seed>` for none. A file of
+            this very model gives the head too.
         seed: of everything that is not read.
         device: torch device.
 
@@ -42,7 +48,7 @@ def initial_model(name: str, weights: str, seed: int, device: str) -> StageModul
     for head in (m for m in stage.modules() if isinstance(m, DetectionHead)):
         head.start_rare()
     if not weights.startswith(RANDOM_PREFIX):
-        _read_backbone(stage, spec, weights, device)
+        _read(stage, spec, weights, device)
     return stage
 
 
@@ -52,19 +58,37 @@ def backbone_name(spec: ModelSpec) -> str:
     return f'{spec.network}@{height}x{width}'
 
 
-def base_metadata(spec: ModelSpec, weights: str) -> dict[str, str] | None:
-    """What a weight file that leaves frozen units out says about them, see `models.weights`.
+@dataclass(frozen=True)
+class Base:
+    """Where tensors that a weight file leaves out come from, see `models.weights`.
 
-    None for weights that other machines cannot get by themselves.
+    Attributes:
+        metadata: of a file that leaves tensors out; None where nothing may be left out, because
+            other machines could not get it by themselves.
+        own: names of tensors that no file may leave out all the same.
     """
-    if weights not in (FOCUS, TIMM):
-        return None
-    return {'base': weights, 'base_model': backbone_name(spec)}
+
+    metadata: dict[str, str] | None
+    own: frozenset[str]
 
 
-def is_head_tensor(name: str) -> bool:
-    """Whether a tensor of a weight file belongs to the head."""
-    return name.startswith(f'{DETECTION}.')
+def base_of(spec: ModelSpec, weights: str) -> Base:
+    """The base of weights that a training starts from."""
+    if weights in (FOCUS, TIMM):
+        return Base({'base': weights, 'base_model': backbone_name(spec)}, frozenset())
+    names, metadata = _contents(weights)
+    return Base(metadata if 'base' in metadata else None, names)
+
+
+def _contents(weights: str) -> tuple[frozenset[str], dict[str, str]]:
+    """Names of tensors and metadata of a file; nothing for weights that are no file."""
+    if not weights.endswith(FILE_SUFFIX):
+        return frozenset(), {}
+    try:
+        with safe_open(weights, 'pt') as file:
+            return frozenset(file.keys()), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f'weights {weights!r} cannot be read ({error})') from error
 
 
 def _reset(module: nn.Module) -> None:
@@ -74,11 +98,15 @@ def _reset(module: nn.Module) -> None:
         reset()
 
 
-def _read_backbone(stage: StageModule, spec: ModelSpec, weights: str, device: str) -> None:
-    local_names = {
-        name: local for local, name in stage.tensor_names.items() if not is_head_tensor(name)
+def _read(stage: StageModule, spec: ModelSpec, weights: str, device: str) -> None:
+    """Read the whole detector where the weights hold one, the backbone otherwise."""
+    whole = any(name.startswith(_HEAD_PREFIX) for name in _contents(weights)[0])
+    source = open_weights(spec.name if whole else backbone_name(spec), weights)
+    locals_ = {
+        name: local
+        for local, name in stage.tensor_names.items()
+        if whole or not name.startswith(_HEAD_PREFIX)
     }
     state = stage.state_dict()
-    shapes = {name: state[local] for name, local in local_names.items()}
-    tensors = open_weights(backbone_name(spec), weights).read(shapes, device)
-    stage.load_state_dict({local_names[n]: t for n, t in tensors.items()}, strict=False)
+    tensors = source.read({name: state[local] for name, local in locals_.items()}, device)
+    stage.load_state_dict({locals_[n]: t for n, t in tensors.items()}, strict=False)

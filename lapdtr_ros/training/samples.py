@@ -24,7 +24,7 @@ from .errors import TrainingError
 from .losses import Targets, spread_targets
 
 # Nobody evaluates farther away; such vehicles are a few pixels and would rule the loss.
-FARTHEST_M = 75.0
+FARTHEST_M = 60.0
 
 _log = logging.getLogger(__name__)
 

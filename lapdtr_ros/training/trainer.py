@@ -34,7 +34,7 @@ from lapdtr_ros.evaluation.detector import (
     run_units,
 )
 from lapdtr_ros.models.registry import model_spec
-from lapdtr_ros.models.weights import write_weights
+from lapdtr_ros.models.weights import open_weights, write_weights
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.detection_targets import decode
 from lapdtr_ros.perception.fusion import NMS
@@ -43,7 +43,7 @@ from lapdtr_ros.perception.ground_truth import CAMERA_LABELS
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import TrainingError
 from .features import cached_features
-from .initial import base_metadata, initial_model
+from .initial import backbone_name, base_of, initial_model
 from .losses import detection_loss
 from .samples import Sample, SampleDataset, collect_samples
 
@@ -64,7 +64,7 @@ class TrainingOptions:
         dataset: OPV2V directory; its split `train` where it has splits.
         validate: OPV2V directory; its split `validate` where it has splits.
         out: weight file that is written after every epoch.
-        weights: of the backbone at the start, see `initial_model`.
+        weights: at the start, see `initial_model`.
         frozen_units: how many of the first units are not trained; -1 for all but the head.
         epochs: passes over the training samples.
         batch: pictures per step.
@@ -206,9 +206,19 @@ class Trainer:
 
     def _features(self, samples: Sequence[Sample]) -> np.ndarray:
         options = self.options
-        key = f'{options.model} {options.weights} {self.frozen}'
+        key = f'{options.model} {self._frozen_digest()} seed {options.seed} units {self.frozen}'
         units = list(self.stage.units)[: self.frozen]
         return cached_features(samples, self.spec, units, options.cache, key, self.precision)
+
+    def _frozen_digest(self) -> str:
+        """What the frozen units' weights are known by; those of a public base by the base."""
+        base = base_of(self.spec, self.options.weights)
+        local_names = nn.ModuleDict({'units': self.stage.units[: self.frozen]}).state_dict()
+        names = {self.stage.tensor_names[local] for local in local_names}
+        weights = self.options.weights
+        if base.metadata is not None and not names & base.own:
+            weights = base.metadata['base']
+        return open_weights(backbone_name(self.spec), weights).digest()
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         loader = self._loader(epoch)
@@ -277,12 +287,14 @@ class Trainer:
         average = copy.deepcopy(self.stage)
         for unit, averaged in zip(average.units[self.frozen :], self.average, strict=True):
             unit.load_state_dict(averaged.state_dict())
-        kept = average.state_dict()
-        base = base_metadata(self.spec, options.weights) if self.frozen else None
-        if base is not None:  # frozen units are in the base; names are units.<number>.<...>
-            kept = {k: t for k, t in kept.items() if int(k.split('.')[1]) >= self.frozen}
-        tensors = {average.tensor_names[k]: storable(t) for k, t in kept.items()}
-        write_weights(tensors, options.out, base)
+        base = base_of(self.spec, options.weights)
+        tensors = {}
+        for local, tensor in average.state_dict().items():  # units.<number>.<...>
+            name = average.tensor_names[local]
+            inherited = int(local.split('.')[1]) < self.frozen and name not in base.own
+            if base.metadata is None or not inherited:
+                tensors[name] = storable(tensor)
+        write_weights(tensors, options.out, base.metadata)
         text = json.dumps(self._log(history), indent=1)
         options.out.with_suffix('.json').write_text(f'{text}\n', encoding='utf-8')
         save_checkpoint(

