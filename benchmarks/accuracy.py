@@ -42,6 +42,7 @@ from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.fusion import NMS
 from lapdtr_ros.perception.ground_truth import ground_truth
+from lapdtr_ros.training.trainer import PRECISIONS
 
 SEEDS = (11, 12, 13)  # of the test sets; training and validation scenes come from other data seeds
 SHIFT_M = 1.0
@@ -126,7 +127,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of one detector."""
     model = model_of(weights)
-    detector = Detector.load(model, str(weights))
+    detector = Detector.load(model, str(weights), precision=PRECISIONS[options.precision])
     protocols = {name: EvaluationProtocol(f'{name}/test', limits=CAMERA_RANGE) for name in sets}
     frames = {
         name: list(
@@ -151,6 +152,7 @@ def evaluate(
     first = next(iter(sets))
     return {
         **figures(report),
+        'precision': options.precision,
         'per_set_ap50': gains,
         'fusion_gain_ap50': spread([g['fused'] - g['single'] for g in gains.values()]),
         'sanity_ap50': sanity_ladder(frames[first], sets[first], model, protocols[first]),
@@ -216,6 +218,7 @@ def main() -> None:
     parser.add_argument('--scenes-per-set', type=int, default=36)
     parser.add_argument('--frame-step', type=int, default=1)
     parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--precision', choices=PRECISIONS, default='float32')
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     weights = options.weights or sorted(Path('weights').glob('*.safetensors'))

@@ -272,6 +272,8 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
         print(error, file=sys.stderr)
         return 1
     finally:
+        # `ros2 launch` and the terminal both send an interrupt; the second must not cut this short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if node is not None:
             _stop(node)
         rclpy.try_shutdown()

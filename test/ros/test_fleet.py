@@ -8,9 +8,6 @@ import yaml
 
 pytest.importorskip('lapdtr_ros.msg')
 
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
-
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.bringup import ProcessGroup, device_process, planner_process, source_process
 from lapdtr_ros.commands.run import Intervention, run_scenario
@@ -79,40 +76,6 @@ def test_a_truncated_picture_is_refused_and_the_others_finish(tmp_path):
     assert {f.seq: f.outcome for f in record.frames} == {
         0: 'finished', 1: 'finished', 2: 'refused', 3: 'finished', 4: 'finished',
     }  # fmt: skip
-
-
-class Peer:
-    """A test's own node beside the processes under test."""
-
-    def __init__(self):
-        rclpy.init()
-        self.node = rclpy.create_node('peer')
-        self.executor = SingleThreadedExecutor()
-        self.executor.add_node(self.node)
-
-    def collect(self, kind, topic, profile):
-        messages = []
-        self.node.create_subscription(kind, topic, messages.append, profile)
-        return messages
-
-    def wait(self, condition, timeout_s=40.0):
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            self.executor.spin_once(timeout_sec=0.05)
-            if condition():
-                return
-        raise AssertionError('timed out')
-
-    def close(self):
-        self.node.destroy_node()
-        rclpy.try_shutdown()
-
-
-@pytest.fixture
-def peer():
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from geometry_msgs.msg import PoseStamped, TransformStamped
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import SetParametersAtomically
 from sensor_msgs.msg import CameraInfo
-from test_fleet import Peer
 from visualization_msgs.msg import MarkerArray
 
 from lapdtr_ros import conversions, qos, topics
@@ -67,15 +66,15 @@ def offline(stamp_ns, streams, **changes):
     return fuse(found, 'a', POSES['a'], FusionSettings(**changes))
 
 
-class Vehicles(Peer):
+class Vehicles:
     """Plays both vehicles and listens to what the fusion node says."""
 
-    def __init__(self):
-        super().__init__()
-        self.fused = self.collect(Detections, topics.detections(''), qos.detections())
-        self.markers = self.collect(MarkerArray, topics.detection_markers(''), qos.detections())
-        self.diagnostics = self.collect(DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics())
-        create = self.node.create_publisher
+    def __init__(self, peer):
+        self.wait, self.node = peer.wait, peer.node
+        self.fused = peer.collect(Detections, topics.detections(''), qos.detections())
+        self.markers = peer.collect(MarkerArray, topics.detection_markers(''), qos.detections())
+        self.diagnostics = peer.collect(DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics())
+        create = peer.node.create_publisher
         self.poses = {
             vehicle: create(PoseStamped, topics.lidar_pose('', vehicle), qos.geometry())
             for vehicle in POSES
@@ -130,10 +129,8 @@ class Vehicles(Peer):
 
 
 @pytest.fixture
-def vehicles():
-    peer = Vehicles()
-    yield peer
-    peer.close()
+def vehicles(peer):
+    return Vehicles(peer)
 
 
 def write_scenario(folder, **changes):
@@ -156,14 +153,16 @@ def fusion(folder, **parameters):
     return ProcessGroup([spec], folder / 'logs')
 
 
-def set_parameter(peer, name, value):
-    client = peer.node.create_client(SetParametersAtomically, '/fusion/set_parameters_atomically')
-    peer.wait(client.service_is_ready)
+def set_parameter(vehicles, name, value):
+    client = vehicles.node.create_client(
+        SetParametersAtomically, '/fusion/set_parameters_atomically'
+    )
+    vehicles.wait(client.service_is_ready)
     request = SetParametersAtomically.Request(
         parameters=[Parameter(name=name, value=ParameterValue(type=4, string_value=value))]
     )
     future = client.call_async(request)
-    peer.wait(future.done)
+    vehicles.wait(future.done)
     return future.result().result
 
 
