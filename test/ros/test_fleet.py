@@ -8,6 +8,11 @@ import yaml
 
 pytest.importorskip('lapdtr_ros.msg')
 
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from sensor_msgs.msg import Image
+
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.bringup import ProcessGroup, device_process, planner_process, source_process
 from lapdtr_ros.commands.run import Intervention, run_scenario
@@ -177,6 +182,62 @@ def test_a_source_without_any_device_waits_and_loses_nothing(tmp_path, peer):
             group.start(device_process(path, '', name))
         peer.wait(lambda: len(traces) == 3)
     assert [trace.outcome for trace in traces] == [FrameTrace.FINISHED] * 3
+
+
+def camera_image(stamp_s, encoding='rgb8'):
+    height, width, _ = SPEC.picture_shape
+    message = Image(height=height, width=width, encoding=encoding, step=3 * width)
+    message.header.stamp.sec = stamp_s
+    message.header.frame_id = 'near/camera0_optical'
+    message.data.frombytes(np.full((height, width, 3), stamp_s, np.uint8).tobytes())
+    return message
+
+
+def test_live_images_keep_stamp_and_frame_and_bad_ones_are_named(tmp_path, peer):
+    streams = {STREAM: {'source': 'near', 'image_topic': '/near/image_raw'}}
+    path = write_scenario(tmp_path, streams=streams)
+    camera = peer.node.create_publisher(Image, '/near/image_raw', qos.camera())
+    results = peer.collect(FrameResult, topics.result('', STREAM), qos.frames())
+    diagnostics = peer.collect(DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics())
+
+    def wait_with(stamp_s, encoding, condition):
+        deadline = time.monotonic() + 40
+        while not condition():
+            camera.publish(camera_image(stamp_s, encoding))
+            peer.executor.spin_once(timeout_sec=0.2)
+            assert time.monotonic() < deadline
+
+    def told(text):
+        lines = [status for message in diagnostics for status in message.status]
+        return any('source' in line.name and text in line.message for line in lines)
+
+    specs = [
+        source_process(path, '', STREAM),
+        planner_process(path, ''),
+        *(device_process(path, '', name) for name in ('near', 'far')),
+    ]
+    with ProcessGroup(specs, tmp_path / 'logs') as group:
+        wait_with(7, 'rgb8', lambda: results)
+        wait_with(8, '32FC1', lambda: told("'32FC1' is not supported"))
+        group.check()
+    assert {result.header.frame_id for result in results} == {'near/camera0_optical'}
+    assert {result.header.stamp.sec for result in results} == {7}
+
+
+def test_an_illegal_lifecycle_transition_does_not_end_a_node(tmp_path, peer):
+    path = write_scenario(tmp_path)
+    client = peer.node.create_client(ChangeState, '/near/device/change_state')
+    telemetry = peer.collect(DeviceTelemetry, topics.telemetry('', 'near'), qos.telemetry())
+    with ProcessGroup([device_process(path, '', 'near')], tmp_path / 'logs') as group:
+        peer.wait(lambda: telemetry and client.service_is_ready())
+        request = ChangeState.Request()
+        request.transition.id = Transition.TRANSITION_CONFIGURE  # illegal: it is active
+        client.call_async(request)
+        log = tmp_path / 'logs' / 'device_near.log'
+        peer.wait(lambda: 'illegal' in log.read_text())
+        heard = len(telemetry)
+        peer.wait(lambda: len(telemetry) > heard)
+        group.check()
 
 
 @pytest.mark.parametrize(
