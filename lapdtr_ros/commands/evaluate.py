@@ -21,6 +21,7 @@ from lapdtr_ros.datasets.opv2v import Scenario as Scene
 from lapdtr_ros.datasets.opv2v import open_dataset, time_s
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.average_precision import ApResult, EvaluationProtocol, evaluate_frames
+from lapdtr_ros.evaluation.detection_pictures import detection_images
 from lapdtr_ros.evaluation.detector import (
     FUSIONS,
     SCORE_THRESHOLD,
@@ -121,7 +122,19 @@ def execute(options: argparse.Namespace) -> int:
     failed = False
     if options.plan is not None or options.live:
         template = load_scenario(options.plan) if options.plan is not None else None
-        live = [_run_live(scene, template, options, protocol) for scene in scenes]
+        live = [
+            run_live(
+                scene,
+                options.out / scene.scene.name,
+                options.model,
+                options.weights,
+                protocol,
+                method=options.method,
+                template=template,
+                command=_command(options),
+            )
+            for scene in scenes
+        ]
         document['live'] = _live_document(scenes, live, protocol, options.method)
         for one in live:
             print_summary(one.record, console)
@@ -173,32 +186,53 @@ def detect_offline(
 # --- Live -----------------------------------------------------------------------------------------
 
 
-def _run_live(
+def run_live(
     detected: DetectedScene,
-    template: Scenario | None,
-    options: argparse.Namespace,
+    out: Path,
+    model: str,
+    weights: str,
     protocol: EvaluationProtocol,
+    *,
+    method: str = NMS,
+    template: Scenario | None = None,
+    command: str = '',
 ) -> LiveScene:
-    """Run the frames of one scene through real nodes, and compare."""
-    out = options.out / detected.scene.name
+    """Run the moments of a scene through real nodes over DDS, and compare with offline.
+
+    Writes run.json, summary.json, detections.json, report.html and the logs.
+
+    Args:
+        detected: the scene with what the unsplit model found in it.
+        out: directory to write to.
+        model: name of the model.
+        weights: identifier of its weights.
+        protocol: how to measure.
+        method: how boxes are merged, a key of `FUSIONS`.
+        template: see `live_scenario`.
+        command: what to type to repeat it.
+
+    Raises:
+        ProcessFailedError: a process ended early.
+        RunError: no frame came through for too long.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    content = live_scenario(
-        detected, template, options.model, options.weights, options.method, protocol
-    )
+    content = live_scenario(detected, template, model, weights, method, protocol)
     path = out / 'scenario.yaml'
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding='utf-8')
     record = run_scenario(load_scenario(path), out)
     live = {frame.stamp_ns: frame.boxes for frame in read_detections(out / 'detections.json')}
-    agreement = compare_detections(live, _fused_offline(detected, options.method))
+    agreement = compare_detections(live, _fused_offline(detected, method))
     record = dataclasses.replace(
         record,
         accuracy=accuracy_record(_live_ap([detected], [live], protocol)),
         equivalence=agreement.as_equivalence('fused detections of the unsplit model offline'),
-        command=_command(options),
+        command=command,
     )
     write_record(record, out / 'run.json')
     write_summary(record, out / 'summary.json')
-    write_report(record, out / 'report.html', [])
+    found = [live.get(_stamp_ns(frame), Boxes.empty()) for frame in detected.frames]
+    images = detection_images(detected.frames, found, protocol.ground_truth_rule)
+    write_report(record, out / 'report.html', images)
     return LiveScene(record, live, agreement)
 
 
@@ -377,18 +411,19 @@ def _print_offline(report: DetectorReport, console: Console) -> None:
     table = Table(
         title=f'{report.model} ({report.weights}) on {protocol.split}, offline, AP by BEV IoU'
     )
-    for heading in ('cameras of', 'merging', 'sort', 'AP30', 'AP50', 'AP70'):
+    for heading in ('cameras of', 'labels', 'merging', 'sort', 'AP30', 'AP50', 'AP70'):
         table.add_column(heading)
     rows = (
-        ('the ego', report.single),
-        ('all vehicles', report.fused),
-        ('the ego', report.single_local),
-        ('all vehicles', report.fused_local),
+        ('the ego', 'all', report.single),
+        ('all vehicles', 'all', report.fused),
+        ('the ego', 'seen by the ego', report.single_own_labels),
+        ('the ego', 'all', report.single_local),
+        ('all vehicles', 'all', report.fused_local),
     )
-    for cameras, results in rows:
+    for cameras, labels, results in rows:
         for method, result in results.items():
             figures = (f'{value:.3f}' for value in (result.ap30, result.ap50, result.ap70))
-            table.add_row(cameras, method, result.protocol.sort, *figures)
+            table.add_row(cameras, labels, method, result.protocol.sort, *figures)
     console.print(table)
     result = next(iter(report.fused.values()))
     x, y = protocol.limits.x, protocol.limits.y

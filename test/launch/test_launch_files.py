@@ -1,0 +1,58 @@
+"""The launch files, read by the genuine ``launch`` where it is installed."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('launch')
+pytest.importorskip('launch_ros')
+
+from launch import LaunchContext
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+from lapdtr_ros.bringup import fleet_processes
+from lapdtr_ros.planning.classes import config_directory
+from lapdtr_ros.scenario import load_scenario
+
+LAUNCH = Path(__file__).parents[2] / 'launch'
+DEMO = config_directory() / 'scenarios' / 'demo.yaml'
+
+
+def description(name):
+    return get_launch_description_from_python_launch_file(str(LAUNCH / f'{name}.launch.py'))
+
+
+def actions(name, **arguments):
+    context = LaunchContext()
+    found = []
+    for entity in description(name).entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            given = arguments.get(entity.name)
+            if given is not None:
+                context.launch_configurations[entity.name] = given
+            else:
+                entity.execute(context)
+        elif isinstance(entity, OpaqueFunction):
+            found += entity.execute(context)
+    return found
+
+
+@pytest.mark.parametrize('name', ['fleet', 'device', 'planner'])
+def test_every_argument_is_described(name):
+    declared = [e for e in description(name).entities if isinstance(e, DeclareLaunchArgument)]
+    assert {'scenario', 'fleet', 'log_level', 'use_sim_time'} <= {d.name for d in declared}
+    assert all(argument.description for argument in declared)
+
+
+def test_fleet_starts_what_the_command_starts():
+    nodes = actions('fleet', scenario=str(DEMO))
+    expected = [spec.executable for spec in fleet_processes(load_scenario(DEMO))]
+    assert [node.node_executable for node in nodes] == expected
+    assert {node.node_package for node in nodes} == {'lapdtr_ros'}
+
+
+def test_device_and_planner_start_one_node_each():
+    (device,) = actions('device', scenario=str(DEMO), device='cav_641')
+    (planner,) = actions('planner', scenario=str(DEMO))
+    assert (device.node_executable, planner.node_executable) == ('device', 'planner')
