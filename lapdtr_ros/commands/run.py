@@ -189,7 +189,7 @@ def _listen(
             raise RunError('the sink could not start; see the messages above')
         _spin_to_the_end(executor, sink, seen, total, group, _patience(scenario))
     record = sink.record()
-    sink.deactivate()
+    sink.trigger_deactivate()
     return record
 
 

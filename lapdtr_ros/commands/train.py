@@ -24,7 +24,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add('--dataset', type=Path, required=True, help='OPV2V directory to train on')
     add('--validate', type=Path, required=True, help='OPV2V directory to validate on')
     add('--out', type=Path, required=True, help='.safetensors file to write')
-    add('--weights', default=defaults['weights'], help='at the start, of the backbone or of the whole model')
+    add(
+        '--weights',
+        default=defaults['weights'],
+        help='at the start, of the backbone or of the whole model',
+    )
     frozen = parser.add_mutually_exclusive_group()
     frozen.add_argument(
         '--frozen-units', type=int, default=0, metavar='N', help='train only what follows N units'

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lapdtr_ros.datasets.opv2v import read_image
+from lapdtr_ros.models.preprocess import resize_picture
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes, Limits
 from lapdtr_ros.perception.geometry import BOTTOM, project_to_image
 from lapdtr_ros.perception.ground_truth import Camera, GroundTruthRule, ground_truth
@@ -19,6 +20,7 @@ from .report import ReportImage
 SHOWN_SCORE = 0.3
 
 _FRONT_CAMERA = 0
+_HEIGHT = 600  # of both views, pixels
 
 
 def camera_picture(pixels: Picture, camera: Camera, truth: Boxes, found: Boxes) -> Picture:
@@ -57,6 +59,7 @@ def view_from_above(truth: Boxes, found: Boxes, limits: Limits = CAMERA_RANGE) -
         (left, low, right, high),
         found.scores.tolist(),
         y_axis='right',
+        width=_HEIGHT,
     )
 
 
@@ -83,7 +86,10 @@ def detection_images(
         view = frame.frame[frame.ego]
         if _FRONT_CAMERA in view.image_paths:
             pixels = read_image(view.image_paths[_FRONT_CAMERA])
-            camera = view.cameras[_FRONT_CAMERA]
+            width = round(pixels.shape[1] * _HEIGHT / pixels.shape[0])
+            # Enlarged before drawing, so that lines and numbers stay sharp.
+            pixels = resize_picture(pixels, (_HEIGHT, width))
+            camera = view.cameras[_FRONT_CAMERA].resized(width, _HEIGHT)
             parts.insert(0, camera_picture(pixels, camera, truth, shown))
         images.append(
             ReportImage(

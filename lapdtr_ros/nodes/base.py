@@ -26,6 +26,8 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
 from lapdtr_ros import qos, topics
@@ -149,7 +151,9 @@ class ManagedNode(LifecycleNode):
         self._diagnostics = self.create_publisher(
             DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics()
         )
-        self.steady_timer(1.0, self._publish_diagnostics)
+        self._listening: list[Subscription] = []
+        self._ticking: list[Timer] = []
+        self._steady_timer(1.0, self._publish_diagnostics)
 
     def configure(self) -> None:
         """Read parameters and create what the node needs; may raise `LapdtrError`."""
@@ -158,7 +162,7 @@ class ManagedNode(LifecycleNode):
         """Start working."""
 
     def deactivate(self) -> None:
-        """Stop working; nothing runs afterwards."""
+        """Stop working; subscriptions and timers of `listen` and `every` are gone already."""
 
     def cleanup(self) -> None:
         """Free what `configure` created."""
@@ -172,9 +176,29 @@ class ManagedNode(LifecycleNode):
         success = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == success and self.trigger_activate() == success
 
-    def steady_timer(self, period_s: float, callback: Callable[[], None]) -> Timer:
-        """A timer that also runs when ``/clock`` stands still."""
+    def listen(
+        self, kind: type, topic: str, callback: Callable[[Any], None], profile: QoSProfile
+    ) -> None:
+        """Subscribe until the node is deactivated; users may override the policies."""
+        self._listening.append(
+            self.create_subscription(
+                kind, topic, callback, profile, qos_overriding_options=qos.overridable()
+            )
+        )
+
+    def every(self, period_s: float, callback: Callable[[], None]) -> None:
+        """Call back until the node is deactivated, also when ``/clock`` stands still."""
+        self._ticking.append(self._steady_timer(period_s, callback))
+
+    def _steady_timer(self, period_s: float, callback: Callable[[], None]) -> Timer:
         return self.create_timer(period_s, callback, clock=self._steady)
+
+    def _silence(self) -> None:
+        """Undo `listen` and `every`."""
+        while self._listening:
+            self.destroy_subscription(self._listening.pop())
+        while self._ticking:
+            self.destroy_timer(self._ticking.pop())
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle hook; see `configure`."""
@@ -190,9 +214,8 @@ class ManagedNode(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle hook; see `deactivate`."""
-        self.active = False
         super().on_deactivate(state)
-        return self._transition('deactivate', self.deactivate)
+        return self._transition('deactivate', self._end_activity)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle hook; see `cleanup`."""
@@ -203,6 +226,11 @@ class ManagedNode(LifecycleNode):
         if self.active:
             self.on_deactivate(state)
         return self._transition('shutdown', self.cleanup)
+
+    def _end_activity(self) -> None:
+        self._silence()
+        self.deactivate()
+        self.active = False
 
     def _transition(self, name: str, step: Callable[[], None]) -> TransitionCallbackReturn:
         began = time.monotonic()
@@ -300,7 +328,8 @@ def _spin(executor: SingleThreadedExecutor, node: ManagedNode) -> None:
 
 def _stop(node: ManagedNode) -> None:
     try:
-        node.deactivate()
+        if node.active:
+            node.trigger_deactivate()
         node.cleanup()
     except Exception:
         traceback.print_exc()

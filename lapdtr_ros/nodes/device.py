@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.publisher import Publisher
-from rclpy.subscription import Subscription
-from rclpy.timer import Timer
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
@@ -64,8 +62,6 @@ class DeviceNode(ManagedNode):
     def __init__(self) -> None:
         super().__init__('device')
         self.parameters = declare(self, DeviceParameters)
-        self._held_subscriptions: list[Subscription] = []
-        self._held_timers: list[Timer] = []
         self._feature_publishers: dict[str, Publisher] = {}
         self._result_publishers: dict[str, Publisher] = {}
         self._inference: Handback | None = None
@@ -98,33 +94,12 @@ class DeviceNode(ManagedNode):
     def activate(self) -> None:
         """Listen to plans and frames."""
         fleet, name = self.common.fleet, self.parameters.device
-        self._held_subscriptions = [
-            self.create_subscription(
-                FeatureMap,
-                topics.features(fleet, name),
-                self._on_feature,
-                qos.frames(),
-                qos_overriding_options=qos.overridable(),
-            ),
-            self.create_subscription(
-                StreamStatus,
-                topics.stream_status(fleet),
-                self._on_stream_status,
-                qos.stream_status(),
-            ),
-            self.create_subscription(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan()),
-        ]
-        self._held_timers = [
-            self.steady_timer(1.0 / self.parameters.telemetry_hz, self._publish_telemetry)
-        ]
-
-    def deactivate(self) -> None:
-        """Stop listening; frames in the queue are dropped."""
-        for subscription in self._held_subscriptions:
-            self.destroy_subscription(subscription)
-        for timer in self._held_timers:
-            self.destroy_timer(timer)
-        self._held_subscriptions, self._held_timers = [], []
+        features = topics.features(fleet, name)
+        self.listen(FeatureMap, features, self._on_feature, qos.frames())
+        status = topics.stream_status(fleet)
+        self.listen(StreamStatus, status, self._on_stream_status, qos.stream_status())
+        self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
+        self.every(1.0 / self.parameters.telemetry_hz, self._publish_telemetry)
 
     def cleanup(self) -> None:
         """Stop the threads and free the stages."""

@@ -16,8 +16,6 @@ from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from rclpy.subscription import Subscription
-from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo
 from visualization_msgs.msg import MarkerArray
 
@@ -106,14 +104,12 @@ class FusionNode(ManagedNode):
     def __init__(self) -> None:
         super().__init__('fusion')
         self.parameters = declare(self, FusionParameters)
-        self._held_subscriptions: list[Subscription] = []
-        self._held_timers: list[Timer] = []
         self._held_publishers: list[Publisher] = []
         self._worker: Handback | None = None
         self._newest: FusedFrame | None = None
         self._without_ego = self._rejected = 0
         self._last_error = ''
-        self._wanted = False
+        self._wanted = self._hearing = False
 
     def configure(self) -> None:
         """Read the scenario and create the publishers."""
@@ -167,17 +163,12 @@ class FusionNode(ManagedNode):
     def activate(self) -> None:
         """Listen to results as soon as somebody listens to the detections."""
         self._wanted = True
-        self._held_timers = [self.steady_timer(_DEADLINE_CHECK_S, self._deliver)]
+        self.every(_DEADLINE_CHECK_S, self._deliver)
         self._listen_when_heard()
 
     def deactivate(self) -> None:
         """Stop listening."""
-        self._wanted = False
-        for subscription in self._held_subscriptions:
-            self.destroy_subscription(subscription)
-        for timer in self._held_timers:
-            self.destroy_timer(timer)
-        self._held_subscriptions, self._held_timers = [], []
+        self._wanted = self._hearing = False
 
     def cleanup(self) -> None:
         """Stop the worker."""
@@ -215,8 +206,9 @@ class FusionNode(ManagedNode):
     def _listen_when_heard(self) -> None:
         """Devices wait for this node's subscriptions, so nothing is fused for nobody."""
         count = self._detections.get_subscription_count()
-        if not self._wanted or self._held_subscriptions or count < self.parameters.listeners:
+        if not self._wanted or self._hearing or count < self.parameters.listeners:
             return
+        self._hearing = True
         fleet = self.common.fleet
         self._subscribe(FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces())
         for vehicle in dict.fromkeys(self._vehicles.values()):
@@ -239,8 +231,7 @@ class FusionNode(ManagedNode):
             except LapdtrError as error:
                 self._refuse(f'{topic}: {error}')
 
-        subscription = self.create_subscription(kind, topic, callback, profile)
-        self._held_subscriptions.append(subscription)
+        self.listen(kind, topic, callback, profile)
 
     def _on_pose(self, vehicle: str, msg: PoseStamped) -> None:
         stamp_ns = conversions.time_from_msg(msg.header.stamp)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
-from rclpy.subscription import Subscription
-from rclpy.timer import Timer
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
@@ -74,8 +72,6 @@ class PlannerNode(ManagedNode):
     def __init__(self) -> None:
         super().__init__('planner')
         self.parameters = declare(self, PlannerParameters)
-        self._held_subscriptions: list[Subscription] = []
-        self._held_timers: list[Timer] = []
         self._heard: dict[str, DeviceTelemetry] = {}
         self._epoch = 0
         self._problem = ''
@@ -99,24 +95,10 @@ class PlannerNode(ManagedNode):
         """Listen to the devices."""
         self._began = time.monotonic()
         self._pending_reason = 'first plan'
-        self._held_subscriptions = [
-            self.create_subscription(
-                DeviceTelemetry,
-                topics.telemetry(self.common.fleet, device),
-                self._on_telemetry,
-                qos.telemetry(),
-            )
-            for device in self._scenario.fleet.devices
-        ]
-        self._held_timers = [self.steady_timer(0.5, self._plan_if_due)]
-
-    def deactivate(self) -> None:
-        """Stop listening; the last plan stays in force."""
-        for subscription in self._held_subscriptions:
-            self.destroy_subscription(subscription)
-        for timer in self._held_timers:
-            self.destroy_timer(timer)
-        self._held_subscriptions, self._held_timers = [], []
+        for device in self._scenario.fleet.devices:
+            topic = topics.telemetry(self.common.fleet, device)
+            self.listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
+        self.every(0.5, self._plan_if_due)
 
     def diagnose(self) -> list[Diagnosis]:
         """What is planned, or why nothing is."""

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 from rclpy.parameter import Parameter
-from rclpy.subscription import Subscription
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
-from lapdtr_ros.evaluation.live import write_detections
 from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import RunRecord, write_record
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome
@@ -74,7 +72,6 @@ class SinkNode(ManagedNode):
         )
         self.parameters = declare(self, SinkParameters)
         self._on_outcome = on_outcome
-        self._held_subscriptions: list[Subscription] = []
         self._received: set[tuple[str, int]] = set()
         self._finished: set[tuple[str, int]] = set()
         self._builder: RunBuilder | None = None
@@ -98,38 +95,25 @@ class SinkNode(ManagedNode):
     def activate(self) -> None:
         """Listen to everything."""
         fleet = self.common.fleet
-        subscribe = self.create_subscription
-        self._held_subscriptions = [
-            subscribe(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan()),
-            subscribe(FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces()),
-        ]
-        self._held_subscriptions += [
-            subscribe(FrameResult, topics.result(fleet, stream), self._on_result, qos.frames())
-            for stream in self._streams
-        ]
-        self._held_subscriptions += [
-            subscribe(
-                DeviceTelemetry, topics.telemetry(fleet, name), self._on_telemetry, qos.telemetry()
-            )
-            for name in self._devices
-        ]
+        self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
+        self.listen(FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces())
+        for stream in self._streams:
+            self.listen(FrameResult, topics.result(fleet, stream), self._on_result, qos.frames())
+        for name in self._devices:
+            topic = topics.telemetry(fleet, name)
+            self.listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
         if self._fusion is not None:
-            self._held_subscriptions.append(
-                subscribe(
-                    Detections, topics.detections(fleet), self._on_detections, qos.detections()
-                )
-            )
+            topic = topics.detections(fleet)
+            self.listen(Detections, topic, self._on_detections, qos.detections())
 
     def deactivate(self) -> None:
-        """Stop listening and write the run record."""
-        for subscription in self._held_subscriptions:
-            self.destroy_subscription(subscription)
-        if self._held_subscriptions and self.parameters.output:
-            output = Path(self.parameters.output)
-            write_record(self.record(), output / 'run.json')
-            if self._fusion is not None:
-                write_detections(self._fused.values(), output / 'detections.json')
-        self._held_subscriptions = []
+        """Write the run record."""
+        if not self.parameters.output:
+            return
+        output = Path(self.parameters.output)
+        write_record(self.record(), output / 'run.json')
+        if self._fusion is not None:
+            write_detections(self._fused.values(), output / 'detections.json')
 
     @property
     def settled(self) -> bool:

@@ -10,8 +10,6 @@ import numpy as np
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
-from rclpy.subscription import Subscription
-from rclpy.timer import Timer
 from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions, qos, topics
@@ -83,8 +81,6 @@ class SourceNode(ManagedNode):
     def __init__(self) -> None:
         super().__init__('source')
         self.parameters = declare(self, SourceParameters)
-        self._held_subscriptions: list[Subscription] = []
-        self._held_timers: list[Timer] = []
         self._publishers_by_device: dict[str, Publisher] = {}
         self._camera: Handback | None = None
         self._ready_picture: Picture | None = None
@@ -139,50 +135,20 @@ class SourceNode(ManagedNode):
     def activate(self) -> None:
         """Listen to plans, devices and results, and start sending."""
         fleet = self.common.fleet
-        self._held_subscriptions = [
-            self.create_subscription(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan()),
-            self.create_subscription(
-                FrameResult,
-                topics.result(fleet, self.parameters.stream),
-                self._on_result,
-                qos.frames(),
-            ),
-        ]
+        stream = self.parameters.stream
+        self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
+        self.listen(FrameResult, topics.result(fleet, stream), self._on_result, qos.frames())
         for device in self._devices:
-            self._held_subscriptions.append(
-                self.create_subscription(
-                    DeviceTelemetry,
-                    topics.telemetry(fleet, device),
-                    self._on_telemetry,
-                    qos.telemetry(),
-                )
-            )
+            topic = topics.telemetry(fleet, device)
+            self.listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
         if self._pictures is None:
             assert self._stream.image_topic is not None
-            self._held_subscriptions.append(
-                self.create_subscription(
-                    Image,
-                    self._stream.image_topic,
-                    self._on_image,
-                    qos.camera(),
-                    qos_overriding_options=qos.overridable(),
-                )
-            )
-        self._held_timers = [
-            self.steady_timer(0.5, self._expire),
-            self.steady_timer(0.5, self._publish_status),
-        ]
+            self.listen(Image, self._stream.image_topic, self._on_image, qos.camera())
+        self.every(0.5, self._expire)
+        self.every(0.5, self._publish_status)
         if self._stream.rate_hz:
-            self._held_timers.append(self.steady_timer(1.0 / self._stream.rate_hz, self._tick))
+            self.every(1.0 / self._stream.rate_hz, self._tick)
         self._fetch()
-
-    def deactivate(self) -> None:
-        """Stop sending."""
-        for subscription in self._held_subscriptions:
-            self.destroy_subscription(subscription)
-        for timer in self._held_timers:
-            self.destroy_timer(timer)
-        self._held_subscriptions, self._held_timers = [], []
 
     def cleanup(self) -> None:
         """Stop the camera thread."""

@@ -1,9 +1,10 @@
-"""``lapdtr evaluate --live``: detections of real nodes over DDS equal those made offline."""
+"""``lapdtr evaluate``: detections of a split model in real nodes equal those made offline."""
 
 import json
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip('lapdtr_ros.msg')
 
@@ -46,9 +47,25 @@ def dataset(tmp_path):
     return tmp_path / 'data'
 
 
-def test_live_detections_equal_those_made_offline(dataset, tmp_path):
+@pytest.fixture
+def fleet(tmp_path):
+    """A fleet on which the highest frame rate needs a split."""
+    content = {
+        'name': 'two boards',
+        'model': {'name': 'test_vit', 'weights': 'random:0'},
+        'devices': {'near': {'class': 'raspberry_pi_4'}, 'far': {'class': 'raspberry_pi_4'}},
+        'links': [{'between': ['near', 'far'], 'class': 'ethernet'}],
+        'streams': {'near/camera0': {'source': 'near', 'image_topic': '/image'}},
+        'requirements': {'weights': {'energy': 0, 'period': 1}, 'pictures_stay': True},
+    }
+    path = tmp_path / 'fleet.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_live_detections_equal_those_made_offline(dataset, fleet, tmp_path):
     out = tmp_path / 'out'
-    words = ['--model', MODEL, '--weights', 'random:0', '--live', '--out', str(out)]
+    words = ['--model', MODEL, '--weights', 'random:0', '--plan', str(fleet), '--out', str(out)]
     assert cli.main(['evaluate', str(dataset), *words]) == 0
 
     document = json.loads((out / 'evaluation.json').read_text())
@@ -64,8 +81,10 @@ def test_live_detections_equal_those_made_offline(dataset, tmp_path):
     assert (live['frames_finished'], live['frames_lost'], live['pictures_refused']) == (8, 0, 1)
 
     record = read_record(out / 'scene' / 'run.json')
+    assert max(len(frame.stages) for frame in record.frames) == 2
     assert record.accuracy.frames == 3
     assert record.equivalence.holds
     metrics = summarise(record).metrics
     assert len(metrics) == 5
     assert all(figure.value is not None for figure in metrics.values())
+    assert 'Moment 000069' in (out / 'scene' / 'report.html').read_text()

@@ -224,6 +224,20 @@ def test_live_images_keep_stamp_and_frame_and_bad_ones_are_named(tmp_path, peer)
     assert {result.header.stamp.sec for result in results} == {7}
 
 
+def test_a_device_can_be_deactivated_and_activated_again(lone_device, peer):
+    client = peer.node.create_client(ChangeState, '/near/device/change_state')
+    peer.wait(client.service_is_ready)
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+        request = ChangeState.Request()
+        request.transition.id = transition
+        future = client.call_async(request)
+        peer.wait(future.done)
+        assert future.result().success
+    peer.wait(lambda: peer.features.get_subscription_count() > 0)
+    peer.features.publish(good_message(0))
+    peer.wait(lambda: len(peer.results) == 1)
+
+
 def test_an_illegal_lifecycle_transition_does_not_end_a_node(tmp_path, peer):
     path = write_scenario(tmp_path)
     client = peer.node.create_client(ChangeState, '/near/device/change_state')

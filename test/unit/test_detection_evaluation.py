@@ -94,7 +94,9 @@ def test_two_views_of_one_vehicle_are_one_box():
 def test_shifted_detections_lose_the_strict_threshold_first():
     detected = perfect(FRAME)
     moved = {
-        agent: tuple(dataclasses.replace(b, centers=b.centers + np.array([0.7, 0, 0])) for b in boxes)
+        agent: tuple(
+            dataclasses.replace(b, centers=b.centers + np.array([0.7, 0, 0])) for b in boxes
+        )
         for agent, boxes in detected.detections.items()
     }
     result = score([DetectedFrame(FRAME, moved)], PROTOCOL, FUSIONS[NMS], alone=False)
