@@ -181,7 +181,7 @@ class ProcessGroup:
                     f'{self._tail(name)}'
                 )
 
-    def stop(self, patience_s: float = 5.0) -> dict[str, int]:
+    def stop(self, patience_s: float = 15.0) -> dict[str, int]:
         """Interrupt all processes, kill what does not end in time; exit codes by name."""
         for process in self._running.values():
             if process.poll() is None:

@@ -10,7 +10,13 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from .bringup import ProcessSpec, device_process, fleet_processes, planner_process
+from .bringup import (
+    ProcessSpec,
+    device_process,
+    fleet_processes,
+    fusion_process,
+    planner_process,
+)
 from .scenario import load_scenario
 
 _ARGUMENTS = {
@@ -19,6 +25,8 @@ _ARGUMENTS = {
     'log_level': 'debug, info, warn, error or fatal',
     'use_sim_time': 'Take the time from /clock',
 }
+# A busy board needs more than launch's five seconds to end a process that holds torch.
+_PATIENCE_S = '15'
 _DEFAULTS = {'fleet': '', 'log_level': 'info', 'use_sim_time': 'false'}
 
 
@@ -35,7 +43,9 @@ def device_description() -> LaunchDescription:
     """The device node of one device, for its vehicle's computer."""
 
     def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
-        return [device_process(Path(get('scenario')), get('fleet'), get('device'))]
+        scenario = load_scenario(get('scenario'))
+        hearing = 1 if scenario.file.fusion else 0
+        return [device_process(scenario.path, get('fleet'), get('device'), hearing)]
 
     return _description(specs, {'device': (None, 'Name of the device in the scenario')})
 
@@ -45,6 +55,15 @@ def planner_description() -> LaunchDescription:
 
     def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
         return [planner_process(Path(get('scenario')), get('fleet'))]
+
+    return _description(specs, {})
+
+
+def fusion_description() -> LaunchDescription:
+    """The fusion node, for the computer that needs the detections."""
+
+    def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
+        return [fusion_process(Path(get('scenario')), get('fleet'))]
 
     return _description(specs, {})
 
@@ -76,4 +95,6 @@ def _node(spec: ProcessSpec, log_level: str, use_sim_time: str) -> Node:
         parameters=[{**spec.parameters, 'use_sim_time': use_sim_time == 'true'}],
         arguments=['--ros-args', '--log-level', log_level],
         output='screen',
+        sigterm_timeout=_PATIENCE_S,
+        sigkill_timeout=_PATIENCE_S,
     )

@@ -190,12 +190,16 @@ class FusionNode(ManagedNode):
             'late': str(counters.late),
             'duplicate': str(counters.duplicate),
             'overflowed': str(counters.overflowed),
+            'waiting': str(self._cooperation.waiting),
             'unplaced': str(self._cooperation.unplaced),
             'without_ego_pose': str(self._without_ego),
             'rejected': str(self._rejected),
         }
         if self._last_error:
             return [Diagnosis('detections', WARN, self._last_error, values)]
+        if self._newest is None and self._cooperation.waiting:
+            text = 'results wait for their camera_info, mount or lidar_pose'
+            return [Diagnosis('detections', WARN, text, values)]
         if self._newest is None:
             return [Diagnosis('detections', STALE, 'no detections yet', values)]
         if self._newest.missing:

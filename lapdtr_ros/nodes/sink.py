@@ -14,6 +14,7 @@ from rclpy.parameter import Parameter
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.evaluation.live import write_detections
 from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import RunRecord, write_record
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome

@@ -214,6 +214,11 @@ class Cooperation:
         """What became of contributions and frames."""
         return self._window.counters
 
+    @property
+    def waiting(self) -> int:
+        """Results whose intrinsic, mount or pose has not been heard."""
+        return sum(parts.values is not None for parts in self._parts.values())
+
     def hear_intrinsic(self, stream: str, stamp_ns: int, intrinsic: np.ndarray) -> None:
         """Intrinsic (3, 3) of a picture, in pixels of the picture that the model takes."""
         self._part(stream, stamp_ns).intrinsic = intrinsic

@@ -38,7 +38,7 @@ def actions(name, **arguments):
     return found
 
 
-@pytest.mark.parametrize('name', ['fleet', 'device', 'planner'])
+@pytest.mark.parametrize('name', ['fleet', 'device', 'planner', 'fusion'])
 def test_every_argument_is_described(name):
     declared = [e for e in description(name).entities if isinstance(e, DeclareLaunchArgument)]
     assert {'scenario', 'fleet', 'log_level', 'use_sim_time'} <= {d.name for d in declared}
@@ -52,7 +52,9 @@ def test_fleet_starts_what_the_command_starts():
     assert {node.node_package for node in nodes} == {'lapdtr_ros'}
 
 
-def test_device_and_planner_start_one_node_each():
+def test_device_planner_and_fusion_start_one_node_each():
     (device,) = actions('device', scenario=str(DEMO), device='cav_641')
     (planner,) = actions('planner', scenario=str(DEMO))
-    assert (device.node_executable, planner.node_executable) == ('device', 'planner')
+    (fusion,) = actions('fusion', scenario=str(DEMO))
+    nodes = (device, planner, fusion)
+    assert [node.node_executable for node in nodes] == ['device', 'planner', 'fusion']

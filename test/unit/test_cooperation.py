@@ -95,6 +95,7 @@ def test_parts_of_another_stamp_do_not_make_a_view():
     core.hear_result('a/camera0', STAMP + 1, OUTPUTS['a/camera0'])
     assert core.take_view('a/camera0', STAMP) is None
     assert core.take_view('a/camera0', STAMP + 1) is None
+    assert core.waiting == 1
     result()
     assert core.take_view('a/camera0', STAMP) is not None
 
@@ -181,6 +182,7 @@ def test_results_without_geometry_are_counted_and_make_room():
         core.hear_result('a/camera0', number, OUTPUTS['a/camera0'])
     kept = sum(core.take_view('a/camera0', n) is not None for n in range(1000))
     assert kept == 0
+    assert core.waiting + core.unplaced == 1000
     assert 900 < core.unplaced < 1000
 
 
