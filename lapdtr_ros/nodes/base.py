@@ -215,7 +215,7 @@ class ManagedNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle hook; see `deactivate`."""
         super().on_deactivate(state)
-        return self._transition('deactivate', self._end_activity)
+        return self._transition('deactivate', self.end_activity)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Lifecycle hook; see `cleanup`."""
@@ -227,7 +227,8 @@ class ManagedNode(LifecycleNode):
             self.on_deactivate(state)
         return self._transition('shutdown', self.cleanup)
 
-    def _end_activity(self) -> None:
+    def end_activity(self) -> None:
+        """Deactivate; also works when the context is gone and no transition can be published."""
         self._silence()
         self.deactivate()
         self.active = False
@@ -329,7 +330,7 @@ def _spin(executor: SingleThreadedExecutor, node: ManagedNode) -> None:
 def _stop(node: ManagedNode) -> None:
     try:
         if node.active:
-            node.trigger_deactivate()
+            node.end_activity()
         node.cleanup()
     except Exception:
         traceback.print_exc()

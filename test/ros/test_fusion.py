@@ -217,6 +217,9 @@ def test_a_silent_vehicle_is_named_at_the_deadline_and_late_and_bad_results_are_
 ):
     with fusion(tmp_path, deadline_s=0.3) as group:
         vehicles.wait_for_fusion()
+        vehicles.results['b/camera0'].publish(vehicles.result('b/camera0', 100 * STEP_NS))
+        vehicles.wait(lambda: vehicles.diagnosis().get('waiting') == '1')
+
         stamp = STEP_NS
         for stream in ('a/camera0', 'a/camera1'):
             vehicles.deliver(stream, stamp)
