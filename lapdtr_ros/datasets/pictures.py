@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from .opv2v import (
 )
 
 _STEP_S = 2 * TICK_S  # from one timestamp of OPV2V to the next
+_KEPT_PICTURES = 64
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class PictureSequence:
         self._agent = self._scenario.ego.id if agent is None else agent
         self._camera = camera
         self._size = size
+        # A short scene that repeats is decoded once, so that the camera costs the model no time.
+        self._recent: OrderedDict[int, Picture] = OrderedDict()
         known = [a.id for a in self._scenario.agents]
         if self._agent not in known:
             raise DatasetError(f'{self._scenario.path}: no agent {self._agent}; known: {known}')
@@ -90,11 +95,19 @@ class PictureSequence:
         return self._path(self._frame(index))
 
     def __getitem__(self, index: int) -> Picture:
-        frame = self._frame(index)
+        position = index % len(self)
+        if position not in self._recent:
+            self._recent[position] = self._read(position)
+            if len(self._recent) > _KEPT_PICTURES:
+                self._recent.popitem(last=False)
+        return dataclasses.replace(self._recent[position], stamp_ns=self.stamp_ns(index))
+
+    def _read(self, position: int) -> Picture:
+        frame = self._frame(position)
         height, width = self._size
         return Picture(
             pixels=resize_picture(read_image(self._path(frame)), self._size),
-            stamp_ns=self.stamp_ns(index),
+            stamp_ns=self.stamp_ns(position),
             frame_id=self._frame_id(),
             camera=frame.cameras[self._camera].resized(width, height),
             lidar_pose=frame.lidar_pose,

@@ -18,6 +18,7 @@ DETECTION = 'detection'
 CHANNELS = 9  # one of heat, eight that describe a box
 
 _CELL_PX = 8
+_DROPPED = 0.1  # share of channels left out in training
 _RARE = 0.01  # share of cells that an untrained head takes for vehicles
 
 
@@ -77,6 +78,7 @@ class DetectionHead(nn.Module):
         coarse, fine = self.coarse_width, self.fine_width
         # The norm comes first: channels of a backbone that is not trained differ by magnitudes.
         self.norm = nn.BatchNorm2d(layout.channels)
+        self.drop = nn.Dropout2d(_DROPPED)
         self.project = nn.Sequential(
             nn.Conv2d(layout.channels + 2, coarse, 1, bias=False), nn.BatchNorm2d(coarse), nn.ReLU()
         )
@@ -97,7 +99,7 @@ class DetectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features of the layout into float32 [B, 9, rows, columns], heat in 0..1."""
-        x = with_position(self.norm(self.layout.to_map(features)))
+        x = with_position(self.drop(self.norm(self.layout.to_map(features))))
         x = self.enlarge(self.context(self.project(x)))
         # A probability near 1 has no digits left in bfloat16.
         heat = self.heat(x).float().sigmoid()
