@@ -38,6 +38,9 @@ _P = TypeVar('_P')
 
 _PR_SET_PDEATHSIG = 1
 
+# Python's 5 ms would let the executor's bookkeeping delay the start of every stage.
+_SWITCH_INTERVAL_S = 2e-4
+
 RCLError = rclpy_implementation.RCLError
 
 OK = DiagnosticStatus.OK
@@ -286,6 +289,7 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
         0 after a clean shutdown, 1 when the node could not start or failed.
     """
     _end_with_parent()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     rclpy.init(args=args)
     node = None
     try:
