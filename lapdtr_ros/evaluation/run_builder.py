@@ -162,14 +162,13 @@ def _baseline_records(
 ) -> Iterator[BaselineRecord]:
     best = min(allowed, key=lambda device: allowed[device].energy_j, default=None)
     if source in costs:
-        best_too = ', the best single device allowed' if best == source else ''
-        yield _baseline(f'whole model on the source ({source}){best_too}', costs[source])
+        note = 'source, best allowed' if best == source else 'source'
+        yield _baseline(f'{source} alone ({note})', costs[source])
     if best is not None and best != source:
-        yield _baseline(f'best single device ({best})', allowed[best])
+        yield _baseline(f'{best} alone (best allowed)', allowed[best])
     cheapest = min(costs, key=lambda device: costs[device].energy_j, default=None)
     if cheapest is not None and cheapest not in allowed:
-        label = f'best single device, not allowed here ({cheapest})'
-        yield _baseline(label, costs[cheapest])
+        yield _baseline(f'{cheapest} alone (not allowed here)', costs[cheapest])
 
 
 def _baseline(name: str, cost: PlanCost) -> BaselineRecord:
