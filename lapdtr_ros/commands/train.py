@@ -37,6 +37,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         '--frozen-backbone',
         action='store_const',
         const=-1,
+        default=argparse.SUPPRESS,
         dest='frozen_units',
         help='train only the head',
     )
