@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from lapdtr_ros.commands.run import Intervention, run_scenario
+from lapdtr_ros.bringup import Intervention
+from lapdtr_ros.commands.run import run_scenario
 from lapdtr_ros.datasets.noise import write_noise_scene
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.scenario import load_scenario

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from . import topics
 from .errors import LapdtrError
@@ -21,6 +21,25 @@ END_WITH_PARENT = 'LAPDTR_END_WITH_PARENT'
 
 class ProcessFailedError(LapdtrError):
     """A process of the fleet ended although nobody asked it to."""
+
+
+class RunError(LapdtrError):
+    """A run that did not come to its end."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What a user does while frames flow.
+
+    Attributes:
+        after: number of frames after which it happens.
+        node: node whose parameters are set, e.g. ``planner``.
+        parameters: the parameters.
+    """
+
+    after: int
+    node: str
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
+from lapdtr_ros.bringup import Intervention
 from lapdtr_ros.datasets.generator import generate
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.datasets.scene import SceneConfig
@@ -25,7 +26,7 @@ from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.planning.classes import config_directory
 from lapdtr_ros.scenario import Scenario, load_scenario
 
-from .run import Intervention, run_scenario
+from .run import run_scenario
 
 SCENE = SceneConfig(seed=7, frames=60, vehicles=3, road='crossing', width=400, height=300)
 SHOWN_FRAMES = 3

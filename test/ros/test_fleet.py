@@ -14,8 +14,14 @@ from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions, qos, topics
-from lapdtr_ros.bringup import ProcessGroup, device_process, planner_process, source_process
-from lapdtr_ros.commands.run import Intervention, run_scenario
+from lapdtr_ros.bringup import (
+    Intervention,
+    ProcessGroup,
+    device_process,
+    planner_process,
+    source_process,
+)
+from lapdtr_ros.commands.run import run_scenario
 from lapdtr_ros.datasets.noise import write_noise_scene
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.evaluation.run_record import read_record
