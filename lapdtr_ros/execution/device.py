@@ -1,16 +1,18 @@
-"""What a device does with plans and frames (paper Alg. 3), free of ROS and threads.
+"""What a device does with plans and frames (paper Alg. 3), free of ROS.
 
-The node calls everything from one thread, except `run_job`, which belongs to the inference
-thread and touches nothing but its job.
+Plans arrive in one thread and frames in another, so `DeviceCore` guards itself; `run_job` touches
+nothing but its job.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +24,23 @@ from lapdtr_ros.planning.profile import ModelProfile
 from .frames import FEATURES, JPEG, RAW, Feature, Packet, Result, StageRecord
 
 _REMEMBERED_FRAMES = 4096
+
+
+_P = ParamSpec('_P')
+_R = TypeVar('_R')
+
+
+def _exclusive(
+    method: Callable[Concatenate[DeviceCore, _P], _R],
+) -> Callable[Concatenate[DeviceCore, _P], _R]:
+    """One thread at a time inside a `DeviceCore`."""
+
+    @functools.wraps(method)
+    def guarded(self: DeviceCore, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return guarded
 
 
 class Runner(Protocol):
@@ -90,6 +109,7 @@ class DeviceCore:
         self.device = device
         self._profile_of = profile_of
         self._energy_of = energy_of
+        self._lock = threading.RLock()
         self._epochs: dict[int, _Epoch] = {}
         self._energy: dict[tuple[int, str], float] = {}
         self._runners: dict[StageKey, Runner] = {}
@@ -105,8 +125,10 @@ class DeviceCore:
     @property
     def loaded(self) -> Mapping[StageKey, Runner]:
         """Stages in memory."""
-        return self._runners
+        with self._lock:
+            return dict(self._runners)
 
+    @_exclusive
     def apply(self, plan: FleetPlan) -> tuple[StageKey, ...]:
         """Take a plan; returns the stages that must be loaded for it.
 
@@ -125,16 +147,19 @@ class DeviceCore:
         self._epochs[plan.epoch] = epoch
         return tuple(key for key in set(epoch.keys.values()) if key not in self._runners)
 
+    @_exclusive
     def loaded_stage(self, key: StageKey, runner: Runner) -> None:
         """A stage has been loaded; it is kept only if a plan still wants it."""
         self._failed.pop(key, None)
         if key in self._wanted():
             self._runners[key] = runner
 
+    @_exclusive
     def failed_stage(self, key: StageKey, reason: str) -> None:
         """A stage could not be loaded; its epochs never become ready."""
         self._failed[key] = reason
 
+    @_exclusive
     def ready_epochs(self) -> tuple[int, ...]:
         """Epochs whose stages on this device are all in memory."""
         return tuple(
@@ -143,11 +168,13 @@ class DeviceCore:
             if all(key in self._runners for key in epoch.keys.values())
         )
 
+    @_exclusive
     def targets(self, epoch: int) -> dict[str, str | None]:
         """Stream -> device that takes this device's output, None after the last unit."""
         known = self._epochs[epoch]
         return {stream: _next_device(known.plan, stream, self.device) for stream in known.keys}
 
+    @_exclusive
     def accept(self, feature: Feature, now: float) -> Job:
         """Check a feature map and turn it into a job.
 
@@ -184,6 +211,7 @@ class DeviceCore:
             now,
         )
 
+    @_exclusive
     def retire(self, stream: str, oldest_epoch: int) -> None:
         """Forget what frames of ``stream`` below ``oldest_epoch`` needed; they are all done."""
         self._oldest[stream] = max(oldest_epoch, self._oldest.get(stream, 0))
@@ -201,7 +229,8 @@ class DeviceCore:
 
     def failures(self) -> Mapping[StageKey, str]:
         """Stages that could not be loaded, with the reason."""
-        return self._failed
+        with self._lock:
+            return dict(self._failed)
 
     def _wanted(self) -> set[StageKey]:
         return {key for epoch in self._epochs.values() for key in epoch.keys.values()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.publisher import Publisher
@@ -19,7 +21,7 @@ from lapdtr_ros.execution.device import (
     StageKey,
     run_job,
 )
-from lapdtr_ros.execution.frames import Result
+from lapdtr_ros.execution.frames import Feature, Result
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, PartitionPlan, StreamStatus
@@ -29,6 +31,7 @@ from lapdtr_ros.scenario import Scenario, load_scenario
 
 from .base import ERROR, OK, WARN, Diagnosis, ManagedNode, declare, parameter, run_node
 from .handback import Handback
+from .inlet import Inlet
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class DeviceNode(ManagedNode):
         self.parameters = declare(self, DeviceParameters)
         self._feature_publishers: dict[str, Publisher] = {}
         self._result_publishers: dict[str, Publisher] = {}
-        self._inference: Handback | None = None
+        self._inlet: Inlet | None = None
+        self._counting = threading.Lock()
+        self._busy_s = 0.0
+        self._backlog = 0
         self._loader: Handback | None = None
         self._loading: set[StageKey] = set()
         self._reported_ready: tuple[int, ...] = ()
@@ -88,25 +94,28 @@ class DeviceNode(ManagedNode):
             qos.telemetry(),
             qos_overriding_options=qos.overridable(),
         )
-        self._inference = Handback(self, 'inference')
         self._loader = Handback(self, 'loader')
 
     def activate(self) -> None:
         """Listen to plans and frames."""
         fleet, name = self.common.fleet, self.parameters.device
-        features = topics.features(fleet, name)
-        self.listen(FeatureMap, features, self._on_feature, qos.frames())
         status = topics.stream_status(fleet)
         self.listen(StreamStatus, status, self._on_stream_status, qos.stream_status())
         self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
         self.every(1.0 / self.parameters.telemetry_hz, self._publish_telemetry)
+        self._inlet = Inlet(self.get_namespace(), topics.features(fleet, name), self._on_feature)
+
+    def deactivate(self) -> None:
+        """Stop the inference thread; frames in its queue are dropped."""
+        if self._inlet is not None:
+            self._inlet.close()
+        self._inlet = None
 
     def cleanup(self) -> None:
-        """Stop the threads and free the stages."""
-        for thread in (self._inference, self._loader):
-            if thread is not None:
-                thread.close()
-        self._inference = self._loader = None
+        """Stop the loader and free the stages."""
+        if self._loader is not None:
+            self._loader.close()
+        self._loader = None
         for publisher in (*self._feature_publishers.values(), *self._result_publishers.values()):
             self.destroy_publisher(publisher)
         self._feature_publishers, self._result_publishers = {}, {}
@@ -202,25 +211,22 @@ class DeviceNode(ManagedNode):
 
         self._loader.submit(work, done)
 
-    def _on_feature(self, msg: FeatureMap) -> None:
-        assert self._inference is not None
+    def _on_feature(self, msg: FeatureMap, info: dict[str, Any]) -> None:
+        """In the inference thread: check a frame, run it and pass it on."""
+        began = time.monotonic()
+        waited_s = max(0.0, (time.time_ns() - info['received_timestamp']) * 1e-9)
         try:
-            job = self._core.accept(conversions.feature_from_msg(msg), time.monotonic())
+            job = self._core.accept(conversions.feature_from_msg(msg), began - waited_s)
+            self._send(job, run_job(self.parameters.device, job))
         except DuplicateFrameError:
             self._duplicates += 1
-            return
-        except LapdtrError as error:
+        except Exception as error:  # a frame must never end the thread that runs all others
             self._refuse(str(error))
-            return
-        self._inference.submit(
-            lambda: self._run_and_send(job),
-            lambda _, error: self._refuse(f'{job.feature.stream} frame {job.feature.seq}: {error}'),
-            only_errors=True,
-        )
+        took_s = time.monotonic() - began
+        self._busy_s += took_s
+        self._backlog = int(waited_s / took_s)
 
-    def _run_and_send(self, job: Job) -> None:
-        """In the inference thread: every return to the executor would cost the next frame time."""
-        output = run_job(self.parameters.device, job)
+    def _send(self, job: Job, output: Feature | Result) -> None:
         if isinstance(output, Result):
             self._result_publishers[output.stream].publish(conversions.result_to_msg(output))
         else:
@@ -233,8 +239,9 @@ class DeviceNode(ManagedNode):
         self._core.retire(msg.stream, msg.oldest_epoch)
 
     def _refuse(self, reason: str) -> None:
-        self._rejected += 1
-        self._last_error = reason
+        with self._counting:
+            self._rejected += 1
+            self._last_error = reason
         self.get_logger().warning(reason, throttle_duration_sec=1.0)
 
     def _ready_epochs(self) -> tuple[int, ...]:
@@ -256,9 +263,8 @@ class DeviceNode(ManagedNode):
             self._publish_telemetry()
 
     def _publish_telemetry(self) -> None:
-        assert self._inference is not None
         self._reported_ready = self._ready_epochs()
-        power, load = self._since_last_reading(self._inference.busy_s)
+        power, load = self._since_last_reading(self._busy_s)
         battery = self._device.battery_j
         used = self._energy_j / battery if math.isfinite(battery) else 0.0
         msg = DeviceTelemetry(
@@ -270,7 +276,7 @@ class DeviceNode(ManagedNode):
             energy_j=float(self._energy_j),
             power_w=float(power),
             load=float(load),
-            queue=self._inference.waiting,
+            queue=self._backlog,
             memory_bytes=sum(
                 getattr(runner, 'parameter_bytes', 0) for runner in self._core.loaded.values()
             ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -30,31 +29,14 @@ class Handback:
 
     def __init__(self, node: Node, name: str) -> None:
         self._node = node
-        self._work: queue.SimpleQueue[tuple[Work, Done, bool] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
         self._finished: deque[tuple[Done, Any, Exception | None]] = deque()
-        self._busy_s = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """Pieces of work that have not started."""
-        return self._work.qsize()
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds spent working since the start."""
-        return self._busy_s
-
-    def submit(self, work: Work, done: Done, only_errors: bool = False) -> None:
-        """Run ``work()`` in the thread, then ``done(result, error)`` in the executor.
-
-        Args:
-            work: called in the thread; it may raise.
-            done: called in the executor with the result, or None and the exception.
-            only_errors: call ``done`` only when ``work`` raised.
-        """
-        self._work.put((work, done, only_errors))
+    def submit(self, work: Work, done: Done) -> None:
+        """Run ``work()`` in the thread, then ``done(result, error)`` in the executor."""
+        self._work.put((work, done))
 
     def close(self) -> None:
         """Finish the piece in hand and stop; what waits is dropped."""
@@ -65,19 +47,16 @@ class Handback:
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            work, done, only_errors = item
-            began = time.monotonic()
+            work, done = item
             result, failure = None, None
             try:
                 result = work()
             except Exception as error:
                 failure = error
-            self._busy_s += time.monotonic() - began
-            if failure is not None or not only_errors:
-                self._finished.append((done, result, failure))
-                executor = self._node.executor
-                assert executor is not None
-                executor.create_task(self._deliver)
+            self._finished.append((done, result, failure))
+            executor = self._node.executor
+            assert executor is not None
+            executor.create_task(self._deliver)
 
     def _deliver(self) -> None:
         while self._finished:
