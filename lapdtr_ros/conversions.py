@@ -19,6 +19,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
+from lapdtr_ros.msg import CutSetting as CutSettingMsg
 from lapdtr_ros.msg import (
     Detection,
     Detections,
@@ -38,7 +39,7 @@ from .perception import cooperation, geometry
 from .perception.boxes import Boxes
 from .perception.cooperation import FusedFrame
 from .perception.poses import matrix_to_pose, pose_to_matrix
-from .planning.plan import FleetPlan, Plan, Stage, StreamDecision
+from .planning.plan import CutSetting, FleetPlan, Plan, Stage, StreamDecision
 
 _CODING_TO_MSG = {
     frames.FEATURES: FeatureMap.FEATURES,
@@ -162,6 +163,7 @@ def feature_to_msg(feature: Feature) -> FeatureMap:
         coding=_CODING_TO_MSG[feature.packet.coding],
         dtype=str(feature.packet.dtype),
         shape=[int(n) for n in feature.packet.shape],
+        cut=_cut_to_msg(feature.packet.cut),
         data=_bytes_to_msg(feature.packet.data),
         trace=[stage_record_to_msg(record) for record in feature.trace],
     )
@@ -174,6 +176,9 @@ def feature_from_msg(msg: FeatureMap) -> Feature:
     """A feature map that arrived; its content is not yet checked.
 
     An unknown coding is kept as text so that the receiver's check refuses and names it.
+
+    Raises:
+        PlanError: a cut setting out of range.
     """
     return Feature(
         stream=msg.stream,
@@ -185,6 +190,7 @@ def feature_from_msg(msg: FeatureMap) -> Feature:
             msg.dtype,
             tuple(msg.shape),
             memoryview(msg.data),
+            _cut_from_msg(msg.cut),
         ),
         stamp_ns=time_from_msg(msg.header.stamp),
         frame_id=msg.header.frame_id,
@@ -297,14 +303,30 @@ def _decision_to_msg(decision: StreamDecision) -> StreamPlan:
         picture=str(plan.picture),
         stages=[
             StageAssignment(
-                device=str(stage.device), start_unit=int(stage.start), stop_unit=int(stage.stop)
+                device=str(stage.device),
+                start_unit=int(stage.start),
+                stop_unit=int(stage.stop),
+                level=int(stage.level),
+                cut=_cut_to_msg(stage.cut),
             )
             for stage in plan.stages
         ],
         energy_j=float(decision.energy_j),
         latency_s=float(decision.latency_s),
         period_s=float(decision.period_s),
+        calibration=str(decision.calibration),
+        accuracy=float(decision.accuracy),
     )
+
+
+def _cut_to_msg(cut: CutSetting) -> CutSettingMsg:
+    return CutSettingMsg(
+        keep=int(cut.keep), form=str(cut.form), bits=int(cut.bits), transfer=str(cut.transfer)
+    )
+
+
+def _cut_from_msg(msg: CutSettingMsg) -> CutSetting:
+    return CutSetting(msg.keep, msg.form, msg.bits, msg.transfer)
 
 
 def _decision_from_msg(msg: StreamPlan) -> StreamDecision:
@@ -313,10 +335,21 @@ def _decision_from_msg(msg: StreamPlan) -> StreamDecision:
         model=msg.model,
         source=msg.source,
         sink=msg.sink,
-        stages=tuple(Stage(s.device, s.start_unit, s.stop_unit) for s in msg.stages),
+        stages=tuple(
+            Stage(s.device, s.start_unit, s.stop_unit, s.level, _cut_from_msg(s.cut))
+            for s in msg.stages
+        ),
         picture=msg.picture,
     )
-    return StreamDecision(plan, msg.weights, msg.energy_j, msg.latency_s, msg.period_s)
+    return StreamDecision(
+        plan,
+        msg.weights,
+        msg.energy_j,
+        msg.latency_s,
+        msg.period_s,
+        msg.calibration,
+        msg.accuracy,
+    )
 
 
 # --- Cameras and poses: CARLA axes (y right) here, REP 103 (y left) in messages -------------------

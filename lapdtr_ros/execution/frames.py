@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.planning.plan import LOSSLESS, CutSetting
 
 FEATURES = 'features'
 RAW = 'raw'
@@ -34,12 +35,14 @@ class Packet:
         dtype: numpy name of the decoded elements.
         shape: shape of the decoded array.
         data: the bytes; any object with the buffer protocol.
+        cut: how `FEATURES` were packed; `dtype` and `shape` are those of the unpacked array.
     """
 
     coding: str
     dtype: str
     shape: tuple[int, ...]
     data: bytes | memoryview
+    cut: CutSetting = LOSSLESS
 
     @classmethod
     def of_array(cls, array: np.ndarray, coding: str = FEATURES) -> Packet:

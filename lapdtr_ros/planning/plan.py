@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,18 +11,63 @@ from lapdtr_ros.errors import LapdtrError
 RAW = 'raw'
 JPEG = 'jpeg'
 
+CLUSTER, LITERAL_FORM = 'cluster', 'literal'
+FORMS = (CLUSTER, LITERAL_FORM)
+BITS = (8, 6, 4, 3, 2)
+MAX_LEVEL = 255
+
 
 class PlanError(LapdtrError):
     """A plan that no device could execute."""
 
 
 @dataclass(frozen=True)
+class CutSetting:
+    """How the features of a cut are packed (paper §4.1); the default loses nothing.
+
+    Attributes:
+        keep: patch tokens that are sent, 0 for all.
+        form: how tokens are chosen, one of `FORMS`; empty exactly when all are sent.
+        bits: bits per value, one of `BITS`, or 0 for float32.
+        transfer: name of the adapter X_j = W X_i that the receiver applies; empty for identity.
+
+    Raises:
+        PlanError: a setting out of range.
+    """
+
+    keep: int = 0
+    form: str = ''
+    bits: int = 0
+    transfer: str = ''
+
+    def __post_init__(self) -> None:
+        if self.bits not in (0, *BITS):
+            raise PlanError(f'cut setting: bits = {self.bits}; use 0 (float32) or one of {BITS}')
+        if self.keep < 0:
+            raise PlanError(f'cut setting: keep = {self.keep}; use 0 (all tokens) or more')
+        if self.keep and self.form not in FORMS:
+            raise PlanError(f'cut setting: form = {self.form!r}; use one of {", ".join(FORMS)}')
+        if self.form and not self.keep:
+            raise PlanError(f'cut setting: form = {self.form!r} but keep = 0; set keep')
+
+
+LOSSLESS = CutSetting()
+
+
+@dataclass(frozen=True)
 class Stage:
-    """Units ``start`` to ``stop - 1`` on one device."""
+    """Units ``start`` to ``stop - 1`` on one device.
+
+    Attributes:
+        level: elastic level that the units run at, 0 for full width (paper §4.1).
+        cut: how the output travels to the next stage; the last stage's result is never packed.
+    """
 
     device: str
     start: int
     stop: int
+    level: int = 0
+    cut: CutSetting = LOSSLESS
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -58,7 +104,17 @@ class Plan:
                     f'{stage.start} to {stage.stop}, expected a start of {expected} and at '
                     f'least one unit'
                 )
+            if not 0 <= stage.level <= MAX_LEVEL:
+                raise PlanError(
+                    f'plan of {self.stream}: elastic level {stage.level} of the stage on '
+                    f'{stage.device}; use 0 to {MAX_LEVEL}'
+                )
             expected = stage.stop
+        if self.stages[-1].cut != LOSSLESS:
+            raise PlanError(
+                f'plan of {self.stream}: the result of {self.stages[-1].device} is packed; '
+                f'only features between stages are'
+            )
         if len({stage.device for stage in self.stages}) != len(self.stages):
             raise PlanError(f'plan of {self.stream}: a device holds two stages; merge them')
         if self.picture not in (RAW, JPEG):
@@ -88,6 +144,9 @@ class StreamDecision:
         energy_j: energy of all devices, joules.
         latency_s: way of one frame through all stages, seconds.
         period_s: busiest stage or link, seconds.
+        calibration: calibration file of the model, which its levels and packed cuts need; empty
+            when there is none.
+        accuracy: predicted accuracy, 0 to 1; NaN if unknown.
     """
 
     plan: Plan
@@ -95,6 +154,8 @@ class StreamDecision:
     energy_j: float
     latency_s: float
     period_s: float
+    calibration: str = ''
+    accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
