@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import array
 import importlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TransformStamped, Vector3
-from sensor_msgs.msg import CameraInfo, Image
+from nav_msgs.msg import Odometry
+from PIL import Image as PillowImage
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -26,12 +29,16 @@ from lapdtr_ros.msg import (
     FeatureMap,
     FrameResult,
     FrameTrace,
+    Object,
+    ObjectArray,
     PartitionPlan,
     StageAssignment,
     StageTrace,
     StreamPlan,
 )
 
+from .datasets.opv2v import Pose as ActorPose
+from .datasets.opv2v import VehicleLabel
 from .errors import LapdtrError
 from .execution import frames
 from .execution.frames import Feature, FrameOutcome, Packet, Result, StageRecord
@@ -63,6 +70,8 @@ _STATUS_FROM_MSG = {value: key for key, value in _STATUS_TO_MSG.items()}
 # The fixed frame of a fleet; poses of LiDARs are given in it.
 MAP = 'map'
 
+_KMH = 3.6  # km/h in a m/s
+
 
 # Encoding -> (bytes per pixel, channel order that gives RGB).
 _ENCODINGS = {
@@ -72,6 +81,10 @@ _ENCODINGS = {
     'bgra8': (4, (2, 1, 0)),
     'mono8': (1, (0, 0, 0)),
 }
+
+
+# Modes of Pillow with at most 8 bits per channel.
+_PICTURE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK')
 
 
 class ImageError(LapdtrError):
@@ -104,6 +117,37 @@ def picture_from_msg(msg: Image) -> np.ndarray:
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.step].reshape(msg.height, msg.step)
     pixels = rows[:, :row].reshape(msg.height, msg.width, depth)
     return np.ascontiguousarray(pixels[:, :, order])
+
+
+def compressed_picture_from_msg(msg: CompressedImage) -> np.ndarray:
+    """A compressed camera picture as uint8 RGB, shape (height, width, 3).
+
+    The format text of a message is not looked at: drivers write it in many ways, the data say
+    what they are.
+
+    Raises:
+        ImageError: neither JPEG nor PNG, truncated, or more than 8 bits per channel.
+    """
+    try:
+        with PillowImage.open(io.BytesIO(bytes(msg.data)), formats=['JPEG', 'PNG']) as picture:
+            if picture.mode not in _PICTURE_MODES:
+                raise ImageError(
+                    f'compressed image ({msg.format!r}) has mode {picture.mode}; publish 8-bit '
+                    f'colour or grey'
+                )
+            return np.asarray(picture.convert('RGB'))
+    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+        raise ImageError(
+            f'compressed image ({msg.format!r}, {len(msg.data)} bytes) is no complete JPEG or '
+            f'PNG: {error}'
+        ) from error
+
+
+def any_picture_from_msg(msg: Image | CompressedImage) -> np.ndarray:
+    """A camera picture of either type; see `picture_from_msg`, `compressed_picture_from_msg`."""
+    if isinstance(msg, CompressedImage):
+        return compressed_picture_from_msg(msg)
+    return picture_from_msg(msg)
 
 
 def time_to_msg(nanoseconds: int) -> Time:
@@ -411,7 +455,7 @@ def lidar_pose_to_msg(pose: Sequence[float], stamp_ns: int) -> PoseStamped:
     )
 
 
-def lidar_pose_from_msg(msg: PoseStamped) -> tuple[float, ...]:
+def lidar_pose_from_msg(msg: PoseStamped) -> ActorPose:
     """Pose ``(x, y, z, roll, yaw, pitch)`` of a LiDAR in the map.
 
     Raises:
@@ -451,7 +495,68 @@ def extrinsic_from_msg(msg: TransformStamped) -> np.ndarray:
     return np.linalg.inv(pose_to_matrix(pose))
 
 
-def _pose_from_ros(position: Sequence[float], quaternion: Sequence[float]) -> tuple[float, ...]:
+def odometry_to_msg(pose: Sequence[float], speed: float, stamp_ns: int, vehicle: str) -> Odometry:
+    """Pose ``(x, y, z, roll, yaw, pitch)`` of a vehicle in the map and its speed ahead in m/s."""
+    position, quaternion = geometry.pose_to_ros(pose)
+    msg = Odometry(header=_header(stamp_ns, MAP), child_frame_id=str(vehicle))
+    msg.pose.pose = Pose(position=_point(position), orientation=_quaternion(quaternion))
+    msg.twist.twist.linear.x = float(speed)
+    return msg
+
+
+def odometry_from_msg(msg: Odometry) -> tuple[ActorPose, float]:
+    """Pose ``(x, y, z, roll, yaw, pitch)`` of a vehicle in the map and its speed in m/s.
+
+    Raises:
+        GeometryError: a number is not finite or the quaternion is 0.
+    """
+    p, q = msg.pose.pose.position, msg.pose.pose.orientation
+    return _pose_from_ros((p.x, p.y, p.z), (q.x, q.y, q.z, q.w)), msg.twist.twist.linear.x
+
+
+def objects_to_msg(labels: Iterable[VehicleLabel], stamp_ns: int, vehicle: str) -> ObjectArray:
+    """Ground truth around one vehicle."""
+    return ObjectArray(
+        header=_header(stamp_ns, MAP),
+        vehicle=str(vehicle),
+        objects=[_object_to_msg(label) for label in labels],
+    )
+
+
+def _object_to_msg(label: VehicleLabel) -> Object:
+    position, quaternion = geometry.pose_to_ros(label.pose)
+    length, width, height = (2.0 * float(half) for half in label.extent)
+    return Object(
+        id=int(label.id),
+        pose=Pose(position=_point(position), orientation=_quaternion(quaternion)),
+        size=Vector3(x=length, y=width, z=height),
+        speed=float(label.speed) / _KMH,
+    )
+
+
+def objects_from_msg(msg: ObjectArray) -> tuple[VehicleLabel, ...]:
+    """Ground truth around one vehicle; the origin of each label is the centre of its box.
+
+    Raises:
+        GeometryError: a number is not finite or a quaternion is 0.
+    """
+    return tuple(_object_from_msg(entry) for entry in msg.objects)
+
+
+def _object_from_msg(msg: Object) -> VehicleLabel:
+    p, q = msg.pose.position, msg.pose.orientation
+    x, y, z, roll, yaw, pitch = _pose_from_ros((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+    return VehicleLabel(
+        id=msg.id,
+        location=(x, y, z),
+        center=(0.0, 0.0, 0.0),
+        extent=(msg.size.x / 2, msg.size.y / 2, msg.size.z / 2),
+        angle=(roll, yaw, pitch),
+        speed=msg.speed * _KMH,
+    )
+
+
+def _pose_from_ros(position: Sequence[float], quaternion: Sequence[float]) -> ActorPose:
     try:
         return geometry.pose_from_ros(position, quaternion)
     except ValueError as error:

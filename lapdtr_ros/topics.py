@@ -49,6 +49,21 @@ def mount(fleet: str, stream: str) -> str:
     return _join(fleet, stream, 'mount')
 
 
+def image(fleet: str, stream: str) -> str:
+    """Pictures of a stream's camera; compressed ones have ``/compressed`` behind it."""
+    return _join(fleet, stream, 'image')
+
+
+def odometry(fleet: str, vehicle: str) -> str:
+    """Pose of a vehicle in the map and its speed."""
+    return _join(fleet, vehicle, 'odometry')
+
+
+def objects(fleet: str, vehicle: str) -> str:
+    """What surrounds a vehicle, as ground truth."""
+    return _join(fleet, vehicle, 'objects')
+
+
 def lidar_pose(fleet: str, vehicle: str) -> str:
     """Pose of a vehicle's LiDAR in the map, from every camera of the vehicle."""
     return _join(fleet, vehicle, 'lidar_pose')

@@ -295,6 +295,24 @@ def open_dataset(root: str | Path, split: str | None = None) -> list[Scenario]:
     return scenarios
 
 
+def agent_name(agent_id: int) -> str:
+    """Name of an agent in ROS: ``cav_641``, or ``rsu_1`` for the roadside unit -1."""
+    return f'cav_{agent_id}' if agent_id >= 0 else f'rsu_{-agent_id}'
+
+
+def agent_id(name: str) -> int:
+    """Number of the agent that `agent_name` gave the name.
+
+    Raises:
+        DatasetError: another kind of name.
+    """
+    match = re.fullmatch(r'(cav|rsu)_(\d+)', name)
+    if match is None:
+        raise DatasetError(f'{name!r} is no agent: names are cav_<number> or rsu_<number>')
+    number = int(match.group(2))
+    return number if match.group(1) == 'cav' else -number
+
+
 def time_s(timestamp: str) -> float:
     """Return the simulation time of a frame in seconds: its name counts ticks of 50 ms."""
     return int(timestamp) * TICK_S

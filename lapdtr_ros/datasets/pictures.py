@@ -17,6 +17,7 @@ from .opv2v import (
     CameraModel,
     DatasetError,
     Pose,
+    agent_name,
     open_dataset,
     read_image,
     time_s,
@@ -114,8 +115,7 @@ class PictureSequence:
         )
 
     def _frame_id(self) -> str:
-        agent = f'cav_{self._agent}' if self._agent >= 0 else f'rsu_{-self._agent}'
-        return f'{agent}/camera{self._camera}'
+        return f'{agent_name(self._agent)}/camera{self._camera}'
 
     def _frame(self, index: int) -> AgentFrame:
         timestamp = self._scenario.timestamps[index % len(self)]
