@@ -34,6 +34,7 @@ setup(
     ],
     extras_require={
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],
+        'bags': ['rosbags'],
         'generate': ['panda3d', 'panda3d-gltf'],
         'test': ['hypothesis', 'pytest', 'pytest-timeout', 'shapely'],
     },

@@ -109,6 +109,12 @@ def fusion_process(scenario: Path, fleet: str, listeners: int = 0) -> ProcessSpe
     )
 
 
+def recorder_process(bag: Path, fleet: str) -> ProcessSpec:
+    """The recorder node; it writes everything the fleet says into a new rosbag2 directory."""
+    parameters = {'bag': str(bag), **({'fleet': fleet} if fleet else {})}
+    return ProcessSpec('recorder', 'recorder', topics.namespace(fleet), parameters)
+
+
 def fleet_processes(
     scenario: Scenario, fleet: str = '', frames: int = 0, sinks: int = 0
 ) -> list[ProcessSpec]:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import demo, evaluate, generate, plan, run, train
+from .commands import bag, demo, evaluate, generate, plan, run, train
 from .errors import LapdtrError
 
-_VERBS = (generate, plan, run, demo, train, evaluate)
+_VERBS = (generate, plan, run, demo, train, evaluate, bag)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -143,6 +143,21 @@ def compressed_picture_from_msg(msg: CompressedImage) -> np.ndarray:
         ) from error
 
 
+def compressed_picture_to_msg(
+    data: bytes, kind: str, stamp_ns: int, frame_id: str
+) -> CompressedImage:
+    """A picture file as it is.
+
+    Args:
+        data: the file's content.
+        kind: ``png`` or ``jpeg``.
+        stamp_ns: time of the picture.
+        frame_id: frame of the camera's body (x forward); the message names the optical one.
+    """
+    header = _header(stamp_ns, f'{frame_id}_optical')
+    return CompressedImage(header=header, format=str(kind), data=_bytes_to_msg(data))
+
+
 def any_picture_from_msg(msg: Image | CompressedImage) -> np.ndarray:
     """A camera picture of either type; see `picture_from_msg`, `compressed_picture_from_msg`."""
     if isinstance(msg, CompressedImage):
@@ -210,6 +225,8 @@ def feature_to_msg(feature: Feature) -> FeatureMap:
         cut=_cut_to_msg(feature.packet.cut),
         data=_bytes_to_msg(feature.packet.data),
         trace=[stage_record_to_msg(record) for record in feature.trace],
+        session=int(feature.session),
+        round=int(feature.round),
     )
     msg.header.stamp = time_to_msg(feature.stamp_ns)
     msg.header.frame_id = str(feature.frame_id)
@@ -239,6 +256,8 @@ def feature_from_msg(msg: FeatureMap) -> Feature:
         stamp_ns=time_from_msg(msg.header.stamp),
         frame_id=msg.header.frame_id,
         trace=tuple(stage_record_from_msg(record) for record in msg.trace),
+        session=msg.session,
+        round=msg.round,
     )
 
 
@@ -253,6 +272,7 @@ def result_to_msg(result: Result) -> FrameResult:
         shape=[int(n) for n in result.packet.shape],
         data=_bytes_to_msg(result.packet.data),
         trace=[stage_record_to_msg(record) for record in result.trace],
+        session=int(result.session),
     )
     msg.header.stamp = time_to_msg(result.stamp_ns)
     msg.header.frame_id = str(result.frame_id)
@@ -270,6 +290,7 @@ def result_from_msg(msg: FrameResult) -> Result:
         stamp_ns=time_from_msg(msg.header.stamp),
         frame_id=msg.header.frame_id,
         trace=tuple(stage_record_from_msg(record) for record in msg.trace),
+        session=msg.session,
     )
 
 
@@ -283,6 +304,7 @@ def outcome_to_msg(outcome: FrameOutcome) -> FrameTrace:
         latency_s=float(outcome.latency_s),
         picture_bytes=int(outcome.picture_bytes),
         stages=[stage_record_to_msg(record) for record in outcome.trace],
+        resumed=int(outcome.resumed),
     )
     msg.header.stamp = time_to_msg(outcome.stamp_ns)
     msg.header.frame_id = str(outcome.frame_id)
@@ -305,6 +327,7 @@ def outcome_from_msg(msg: FrameTrace) -> FrameOutcome:
         stamp_ns=time_from_msg(msg.header.stamp),
         frame_id=msg.header.frame_id,
         trace=tuple(stage_record_from_msg(record) for record in msg.stages),
+        resumed=msg.resumed,
     )
 
 

@@ -31,7 +31,6 @@ from rosbags.rosbag2 import (
     CompressionFormat,
     CompressionMode,
     Reader,
-    ReaderError,
     StoragePlugin,
     Writer,
     WriterError,
@@ -256,8 +255,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except LapdtrError:
         raise
-    except ReaderError as error:
-        raise BagError(f'{path} cannot be read: {error}') from error
     except Exception as error:
         raise BagError(
             f'{path} is damaged or ends too early ({type(error).__name__}: {error}); copy it again '

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.datasets.opv2v import (
@@ -88,8 +87,8 @@ def _write_agent(
         lidar = conversions.lidar_frame(vehicle)
         mount = conversions.mount_to_msg(camera.extrinsic, stamp_ns, lidar, stream)
         bag.write(topics.mount(fleet, stream), mount, stamp_ns, qos.geometry())
-        picture = CompressedImage(format='png', data=frame.image_paths[number].read_bytes())
-        picture.header = info.header
+        data = frame.image_paths[number].read_bytes()
+        picture = conversions.compressed_picture_to_msg(data, 'png', stamp_ns, stream)
         bag.write(topics.image(fleet, stream) + COMPRESSED, picture, stamp_ns)
 
 

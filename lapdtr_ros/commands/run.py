@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lapdtr_ros.bringup import Intervention, ProcessGroup, fleet_processes
+from lapdtr_ros.bringup import Intervention, ProcessGroup, fleet_processes, recorder_process
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.evaluation.report import write_report
 from lapdtr_ros.evaluation.run_record import RunRecord
@@ -31,13 +31,19 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument('scenario', type=Path, help='scenario YAML')
     parser.add_argument('--out', type=Path, default=Path('out/run'), help='where to write')
     parser.add_argument('--frames', type=int, default=0, help='frames per stream; 0: as described')
+    parser.add_argument(
+        '--record',
+        type=Path,
+        metavar='BAG',
+        help='also record all topics to this new rosbag2',
+    )
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the verb."""
     scenario = load_scenario(options.scenario)
-    record = run_scenario(scenario, options.out, frames=options.frames)
+    record = run_scenario(scenario, options.out, frames=options.frames, bag=options.record)
     write_summary(record, options.out / 'summary.json')
     write_report(record, options.out / 'report.html', [])
     print_summary(record, Console())
@@ -73,6 +79,7 @@ def run_scenario(
     frames: int = 0,
     interventions: Sequence[Intervention] = (),
     save_outputs: bool = False,
+    bag: Path | None = None,
 ) -> RunRecord:
     """Run all streams of a scenario to their end.
 
@@ -82,6 +89,7 @@ def run_scenario(
         frames: frames per stream; 0 as the scenario says.
         interventions: what a user does meanwhile.
         save_outputs: keep every output as ``.npy`` under ``out/outputs``.
+        bag: directory for a recording of all topics; none when None.
 
     Raises:
         ProcessFailedError: a process ended early.
@@ -90,6 +98,8 @@ def run_scenario(
     expected = expected_frames(scenario, frames)
     environment = isolated_environment()
     specs = fleet_processes(scenario, frames=frames, sinks=1)
+    if bag is not None:
+        specs.insert(0, recorder_process(bag.absolute(), ''))
     # Imported late: the other verbs work without ROS.
     from lapdtr_ros.nodes.session import observe
 
