@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import bag, demo, evaluate, generate, plan, run, train
+from .commands import bag, demo, evaluate, generate, plan, run, train, watch
 from .errors import LapdtrError
 
-_VERBS = (generate, plan, run, demo, train, evaluate, bag)
+_VERBS = (generate, plan, run, demo, train, evaluate, bag, watch)
 
 
 def build_parser() -> argparse.ArgumentParser:

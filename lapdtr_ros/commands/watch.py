@@ -1,0 +1,52 @@
+"""``lapdtr watch``: a running fleet in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+_REFRESH_S = 0.25
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command."""
+    parser = verbs.add_parser(
+        'watch',
+        help='watch a running fleet: plans, batteries, latency, energy, decisions',
+        description='Shows what a running fleet does, until Ctrl-C. It only listens; the fleet '
+        'neither waits for it nor notices when it goes.',
+    )
+    parser.add_argument('--fleet', default='', help='namespace of the fleet')
+    parser.add_argument(
+        '--seconds', type=float, default=float('inf'), help='end after so many seconds'
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the verb."""
+    # Imported late: the other verbs work without ROS.
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+
+    from lapdtr_ros.nodes.watch import WatchNode
+
+    rclpy.init()
+    node = WatchNode(options.fleet)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    end_s = time.monotonic() + options.seconds
+    try:
+        with Live(console=Console(), auto_refresh=False, screen=False) as live:
+            while time.monotonic() < end_s:
+                shown_s = time.monotonic()
+                while (left_s := shown_s + _REFRESH_S - time.monotonic()) > 0:
+                    executor.spin_once(timeout_sec=left_s)
+                live.update(node.overview.render(time.monotonic()), refresh=True)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
