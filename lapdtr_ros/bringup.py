@@ -67,13 +67,24 @@ class ProcessSpec:
         return [sys.executable, '-m', f'lapdtr_ros.nodes.{self.executable}', *ros]
 
 
-def device_process(scenario: Path, fleet: str, device: str, sinks: int = 0) -> ProcessSpec:
-    """The device node of one device; ``sinks`` listen to results beside the source."""
+def device_process(
+    scenario: Path, fleet: str, device: str, sinks: int = 0, device_class: str = ''
+) -> ProcessSpec:
+    """The device node of one device.
+
+    Args:
+        scenario: the scenario YAML.
+        fleet: namespace of the fleet.
+        device: name of the device in the scenario.
+        sinks: listeners to results beside the source.
+        device_class: hardware class if it is not the one in the scenario.
+    """
+    given = {'device_class': device_class} if device_class else {}
     return ProcessSpec(
         f'device_{device.replace("/", "_")}',
         'device',
         topics.namespace(fleet, device),
-        {**_common(scenario, fleet), 'device': device, 'result_listeners': 1 + sinks},
+        {**_common(scenario, fleet), 'device': device, 'result_listeners': 1 + sinks, **given},
     )
 
 

@@ -16,18 +16,33 @@ from .bringup import (
     fleet_processes,
     fusion_process,
     planner_process,
+    recorder_process,
+    source_process,
 )
+from .planning.classes import config_directory
 from .scenario import load_scenario
 
 _ARGUMENTS = {
     'scenario': 'Path of the scenario YAML that all nodes of the fleet share',
     'fleet': 'Namespace of the fleet, empty for none',
+    'params_file': 'YAML of ROS parameters for the nodes, e.g. qos_overrides; empty for none',
     'log_level': 'debug, info, warn, error or fatal',
     'use_sim_time': 'Take the time from /clock',
+    'autostart': 'Configure and activate the nodes without waiting for a lifecycle manager',
+    'respawn': 'Start a node again two seconds after it died',
 }
 # A busy board needs more than launch's five seconds to end a process that holds torch.
 _PATIENCE_S = '15'
-_DEFAULTS = {'fleet': '', 'log_level': 'info', 'use_sim_time': 'false'}
+_RESPAWN_DELAY_S = 2.0
+_DEFAULTS = {
+    'scenario': str(config_directory() / 'scenarios' / 'vehicles.yaml'),
+    'fleet': '',
+    'params_file': '',
+    'log_level': 'info',
+    'use_sim_time': 'false',
+    'autostart': 'true',
+    'respawn': 'false',
+}
 
 
 def fleet_description() -> LaunchDescription:
@@ -45,9 +60,32 @@ def device_description() -> LaunchDescription:
     def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
         scenario = load_scenario(get('scenario'))
         hearing = 1 if scenario.file.fusion else 0
-        return [device_process(scenario.path, get('fleet'), get('device'), hearing)]
+        vehicle = get('vehicle')
+        spec = device_process(
+            scenario.path, get('fleet'), vehicle, hearing, _device_class(get('device'))
+        )
+        mine = [name for name, s in scenario.file.streams.items() if s.source == vehicle]
+        cameras = mine if get('cameras') == 'true' else []
+        return [
+            device_process(path, fleet, vehicle, hearing, _device_class(get('device'))),
+            *(source_process(path, fleet, name, hearing) for name in cameras),
+        ]
 
-    return _description(specs, {'device': (None, 'Name of the device in the scenario')})
+    return _description(
+        specs,
+        {
+            'vehicle': (None, 'Name of this computer in the scenario, e.g. cav_0'),
+            'device': ('', 'Its hardware class, e.g. orin_nano; empty: as the scenario says'),
+            'cameras': ('true', 'Also start the sources of the cameras of this vehicle'),
+        },
+    )
+
+
+def _device_class(text: str) -> str:
+    """Full name of a device class; ``orin_nano`` stands for ``jetson_orin_nano``."""
+    names = [path.stem for path in (config_directory() / 'devices').glob('*.yaml')]
+    longer = [name for name in names if name.endswith(f'_{text}')]
+    return longer[0] if text and text not in names and len(longer) == 1 else text
 
 
 def planner_description() -> LaunchDescription:
@@ -68,6 +106,15 @@ def fusion_description() -> LaunchDescription:
     return _description(specs, {})
 
 
+def recorder_description() -> LaunchDescription:
+    """The recorder node, which writes all topics of the fleet into a new rosbag2 directory."""
+
+    def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
+        return [recorder_process(Path(get('bag')), get('fleet'))]
+
+    return _description(specs, {'bag': (None, 'Directory of the recording; it must not exist')})
+
+
 def _description(
     specs: Callable[[Callable[[str], str]], Iterable[ProcessSpec]],
     extra: dict[str, tuple[str | None, str]],
@@ -78,7 +125,7 @@ def _description(
         def get(name: str) -> str:
             return LaunchConfiguration(name).perform(context)
 
-        return [_node(spec, get('log_level'), get('use_sim_time')) for spec in specs(get)]
+        return [_node(spec, get) for spec in specs(get)]
 
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=text)
@@ -87,14 +134,18 @@ def _description(
     return LaunchDescription([*declared, OpaqueFunction(function=actions)])
 
 
-def _node(spec: ProcessSpec, log_level: str, use_sim_time: str) -> Node:
+def _node(spec: ProcessSpec, get: Callable[[str], str]) -> Node:
+    switches = {name: get(name) == 'true' for name in ('use_sim_time', 'autostart')}
     return Node(
         package='lapdtr_ros',
         executable=spec.executable,
         namespace=spec.namespace,
-        parameters=[{**spec.parameters, 'use_sim_time': use_sim_time == 'true'}],
-        arguments=['--ros-args', '--log-level', log_level],
+        # A user's file comes last, so that it wins.
+        parameters=[{**spec.parameters, **switches}, *filter(None, [get('params_file')])],
+        arguments=['--ros-args', '--log-level', get('log_level')],
         output='screen',
+        respawn=get('respawn') == 'true',
+        respawn_delay=_RESPAWN_DELAY_S,
         sigterm_timeout=_PATIENCE_S,
         sigkill_timeout=_PATIENCE_S,
     )

@@ -1,4 +1,4 @@
-"""One device of a fleet: ros2 launch lapdtr_ros device.launch.py scenario:=FILE device:=NAME."""
+"""A vehicle: ros2 launch lapdtr_ros device.launch.py vehicle:=cav_0 device:=orin_nano."""
 
 from lapdtr_ros.launching import device_description
 

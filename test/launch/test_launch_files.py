@@ -12,6 +12,7 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
 
 from lapdtr_ros.bringup import fleet_processes
+from lapdtr_ros.launching import _device_class
 from lapdtr_ros.planning.classes import config_directory
 from lapdtr_ros.scenario import load_scenario
 
@@ -38,10 +39,11 @@ def actions(name, **arguments):
     return found
 
 
-@pytest.mark.parametrize('name', ['fleet', 'device', 'planner', 'fusion'])
+@pytest.mark.parametrize('name', ['fleet', 'device', 'planner', 'fusion', 'recorder'])
 def test_every_argument_is_described(name):
     declared = [e for e in description(name).entities if isinstance(e, DeclareLaunchArgument)]
-    assert {'scenario', 'fleet', 'log_level', 'use_sim_time'} <= {d.name for d in declared}
+    everywhere = {'scenario', 'fleet', 'params_file', 'log_level', 'use_sim_time', 'respawn'}
+    assert everywhere <= {d.name for d in declared}
     assert all(argument.description for argument in declared)
 
 
@@ -53,8 +55,22 @@ def test_fleet_starts_what_the_command_starts():
 
 
 def test_device_planner_and_fusion_start_one_node_each():
-    (device,) = actions('device', scenario=str(DEMO), device='cav_641')
+    (device,) = actions('device', scenario=str(DEMO), vehicle='cav_650')
     (planner,) = actions('planner', scenario=str(DEMO))
     (fusion,) = actions('fusion', scenario=str(DEMO))
     nodes = (device, planner, fusion)
     assert [node.node_executable for node in nodes] == ['device', 'planner', 'fusion']
+
+
+def test_a_vehicle_brings_the_sources_of_its_cameras():
+    nodes = actions('device', scenario=str(DEMO), vehicle='cav_641')
+    streams = [n for n, s in load_scenario(DEMO).file.streams.items() if s.source == 'cav_641']
+    assert [node.node_executable for node in nodes] == ['device', *('source' for _ in streams)]
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [('orin_nano', 'jetson_orin_nano'), ('vehicle_pc', 'vehicle_pc'), ('', ''), ('nano', 'nano')],
+)
+def test_a_device_class_may_be_named_without_its_maker(given, expected):
+    assert _device_class(given) == expected
