@@ -59,11 +59,8 @@ def device_description() -> LaunchDescription:
 
     def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
         scenario = load_scenario(get('scenario'))
+        path, fleet, vehicle = scenario.path, get('fleet'), get('vehicle')
         hearing = 1 if scenario.file.fusion else 0
-        vehicle = get('vehicle')
-        spec = device_process(
-            scenario.path, get('fleet'), vehicle, hearing, _device_class(get('device'))
-        )
         mine = [name for name, s in scenario.file.streams.items() if s.source == vehicle]
         cameras = mine if get('cameras') == 'true' else []
         return [
