@@ -126,6 +126,20 @@ def recorder_process(bag: Path, fleet: str) -> ProcessSpec:
     return ProcessSpec('recorder', 'recorder', topics.namespace(fleet), parameters)
 
 
+def carla_bridge_process(cosimulation: Path, fleet: str, **given: str | int) -> ProcessSpec:
+    """The CARLA bridge; ``given`` parameters win over the YAML where they are not empty."""
+    parameters = {'cosimulation': str(cosimulation), **{k: v for k, v in given.items() if v}}
+    if fleet:
+        parameters['fleet'] = fleet
+    return ProcessSpec('carla_bridge', 'carla_bridge', topics.namespace(fleet), parameters)
+
+
+def evaluator_process(scenario: Path, fleet: str, out: str = '') -> ProcessSpec:
+    """The evaluator node; it writes its figures to ``out`` if that is not empty."""
+    parameters = {**_common(scenario, fleet), **({'out': out} if out else {})}
+    return ProcessSpec('evaluator', 'evaluator', topics.namespace(fleet), parameters)
+
+
 def fleet_processes(
     scenario: Scenario, fleet: str = '', frames: int = 0, sinks: int = 0
 ) -> list[ProcessSpec]:

@@ -18,35 +18,50 @@ from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from PIL import Image as PillowImage
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import BatteryState, CameraInfo, CompressedImage, Image
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from lapdtr_ros.msg import CutSetting as CutSettingMsg
+from lapdtr_ros.msg import Alternative as AlternativeMsg
 from lapdtr_ros.msg import (
+    CacheReport,
     Detection,
     Detections,
+    DeviceTelemetry,
     FeatureMap,
     FrameResult,
     FrameTrace,
     Object,
     ObjectArray,
     PartitionPlan,
+    ResumeRequest,
     StageAssignment,
     StageTrace,
     StreamPlan,
 )
+from lapdtr_ros.msg import CutSetting as CutSettingMsg
 
 from .datasets.opv2v import Pose as ActorPose
 from .datasets.opv2v import VehicleLabel
+from .energy.battery_state import BatteryReading
 from .errors import LapdtrError
 from .execution import frames
+from .execution.device import Holding
 from .execution.frames import Feature, FrameOutcome, Packet, Result, StageRecord
 from .perception import cooperation, geometry
 from .perception.boxes import Boxes
 from .perception.cooperation import FusedFrame
 from .perception.poses import matrix_to_pose, pose_to_matrix
-from .planning.plan import CutSetting, FleetPlan, Plan, Stage, StreamDecision
+from .planning.monitor import LinkReading, Reading
+from .planning.plan import (
+    Alternative,
+    CutSetting,
+    FleetPlan,
+    Moving,
+    Plan,
+    Stage,
+    StreamDecision,
+)
 
 _CODING_TO_MSG = {
     frames.FEATURES: FeatureMap.FEATURES,
@@ -71,6 +86,8 @@ _STATUS_FROM_MSG = {value: key for key, value in _STATUS_TO_MSG.items()}
 MAP = 'map'
 
 _KMH = 3.6  # km/h in a m/s
+_TRACTION_V = 400.0
+_SECONDS_PER_HOUR = 3600.0
 
 
 # Encoding -> (bytes per pixel, channel order that gives RGB).
@@ -89,6 +106,10 @@ _PICTURE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK')
 
 class ImageError(LapdtrError):
     """A camera message that holds no usable picture."""
+
+
+class ReportError(LapdtrError):
+    """A report whose parts do not belong together."""
 
 
 class GeometryError(LapdtrError):
@@ -117,6 +138,25 @@ def picture_from_msg(msg: Image) -> np.ndarray:
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.step].reshape(msg.height, msg.step)
     pixels = rows[:, :row].reshape(msg.height, msg.width, depth)
     return np.ascontiguousarray(pixels[:, :, order])
+
+
+def picture_to_msg(pixels: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
+    """A camera picture.
+
+    Args:
+        pixels: uint8 RGB, (height, width, 3).
+        stamp_ns: time of the picture.
+        frame_id: frame of the camera's body (x forward); the message names the optical one.
+    """
+    height, width = int(pixels.shape[0]), int(pixels.shape[1])
+    return Image(
+        header=_header(stamp_ns, f'{frame_id}_optical'),
+        height=height,
+        width=width,
+        encoding='rgb8',
+        step=3 * width,
+        data=_bytes_to_msg(np.ascontiguousarray(pixels).data.cast('B')),
+    )
 
 
 def compressed_picture_from_msg(msg: CompressedImage) -> np.ndarray:
@@ -294,6 +334,35 @@ def result_from_msg(msg: FrameResult) -> Result:
     )
 
 
+def cache_report_to_msg(
+    device: str, question: ResumeRequest, holdings: Sequence[Holding]
+) -> CacheReport:
+    """What a device holds of the frames that a source asks for."""
+    return CacheReport(
+        device=str(device),
+        stream=question.stream,
+        session=question.session,
+        round=question.round,
+        seqs=[int(holding.seq) for holding in holdings],
+        units=[int(holding.unit) for holding in holdings],
+        in_hand=[bool(holding.in_hand) for holding in holdings],
+    )
+
+
+def holdings_from_msg(msg: CacheReport) -> list[Holding]:
+    """What a device holds.
+
+    Raises:
+        ReportError: lists of different lengths.
+    """
+    if not len(msg.seqs) == len(msg.units) == len(msg.in_hand):
+        raise ReportError(
+            f'cache report of {msg.device!r} with {len(msg.seqs)} frames, {len(msg.units)} units '
+            f'and {len(msg.in_hand)} states; expected as many of each'
+        )
+    return [Holding(*entry) for entry in zip(msg.seqs, msg.units, msg.in_hand, strict=True)]
+
+
 def outcome_to_msg(outcome: FrameOutcome) -> FrameTrace:
     """A frame as its source saw it."""
     msg = FrameTrace(
@@ -338,6 +407,10 @@ def fleet_plan_to_msg(plan: FleetPlan, stamp: Time) -> PartitionPlan:
         planner=str(plan.planner),
         solver=str(plan.solver),
         reason=str(plan.reason),
+        cause=str(plan.cause),
+        alternatives=[_alternative_to_msg(alternative) for alternative in plan.alternatives],
+        moving_j=float(plan.moving.joules),
+        moving_s=float(plan.moving.seconds),
         streams=[_decision_to_msg(decision) for decision in plan.streams.values()],
     )
     msg.header.stamp = stamp
@@ -356,6 +429,59 @@ def fleet_plan_from_msg(msg: PartitionPlan) -> FleetPlan:
         solver=msg.solver,
         reason=msg.reason,
         streams={stream.stream: _decision_from_msg(stream) for stream in msg.streams},
+        cause=msg.cause,
+        alternatives=tuple(_alternative_from_msg(entry) for entry in msg.alternatives),
+        moving=Moving(joules=msg.moving_j, seconds=msg.moving_s),
+    )
+
+
+def _alternative_to_msg(alternative: Alternative) -> AlternativeMsg:
+    return AlternativeMsg(
+        name=str(alternative.name),
+        energy_j=float(alternative.energy_j),
+        latency_s=float(alternative.latency_s),
+        period_s=float(alternative.period_s),
+        accuracy=float(alternative.accuracy),
+        moving_j=float(alternative.moving.joules),
+        moving_s=float(alternative.moving.seconds),
+    )
+
+
+def _alternative_from_msg(msg: AlternativeMsg) -> Alternative:
+    return Alternative(
+        msg.name,
+        msg.energy_j,
+        msg.latency_s,
+        msg.period_s,
+        msg.accuracy,
+        Moving(joules=msg.moving_j, seconds=msg.moving_s),
+    )
+
+
+def reading_from_msg(msg: DeviceTelemetry) -> Reading:
+    """What the planner watches of a device's telemetry; its values are not yet checked.
+
+    Raises:
+        ReportError: lists about links that have different lengths.
+    """
+    if not len(msg.link_targets) == len(msg.link_bytes_per_s) == len(msg.link_delay_s):
+        raise ReportError(
+            f'telemetry of {msg.device!r} with {len(msg.link_targets)} links, '
+            f'{len(msg.link_bytes_per_s)} rates and {len(msg.link_delay_s)} delays; expected as '
+            f'many of each'
+        )
+    figures = zip(msg.link_bytes_per_s, msg.link_delay_s, strict=True)
+    return Reading(
+        device=msg.device,
+        session=msg.session,
+        soc=msg.soc,
+        load=msg.load,
+        queue=msg.queue,
+        time_ratio=msg.unit_time_ratio,
+        links={
+            target: LinkReading(*pair)
+            for target, pair in zip(msg.link_targets, figures, strict=True)
+        },
     )
 
 
@@ -420,6 +546,44 @@ def _decision_from_msg(msg: StreamPlan) -> StreamDecision:
 
 
 # --- Cameras and poses: CARLA axes (y right) here, REP 103 (y left) in messages -------------------
+
+
+def battery_to_msg(soc: float, capacity_j: float, power_w: float, stamp_ns: int) -> BatteryState:
+    """State of a vehicle's traction battery, as if of a constant voltage.
+
+    Args:
+        soc: remaining / full, 0 to 1.
+        capacity_j: energy when full [J].
+        power_w: what is taken out [W].
+        stamp_ns: time of the state.
+    """
+    capacity_ah = capacity_j / _TRACTION_V / _SECONDS_PER_HOUR
+    return BatteryState(
+        header=_header(stamp_ns, ''),
+        voltage=_TRACTION_V,
+        temperature=float('nan'),
+        current=-float(power_w) / _TRACTION_V,
+        charge=float(soc) * capacity_ah,
+        capacity=capacity_ah,
+        design_capacity=capacity_ah,
+        percentage=float(soc),
+        power_supply_status=BatteryState.POWER_SUPPLY_STATUS_DISCHARGING,
+        power_supply_technology=BatteryState.POWER_SUPPLY_TECHNOLOGY_LION,
+        present=True,
+    )
+
+
+def battery_reading_from_msg(msg: BatteryState) -> BatteryReading:
+    """What a battery's message says about energy."""
+    return BatteryReading(
+        voltage=msg.voltage,
+        current=msg.current,
+        charge=msg.charge,
+        capacity=msg.capacity,
+        design_capacity=msg.design_capacity,
+        percentage=msg.percentage,
+        present=msg.present,
+    )
 
 
 def lidar_frame(vehicle: str) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from .bringup import (
     ProcessSpec,
+    carla_bridge_process,
     device_process,
+    evaluator_process,
     fleet_processes,
     fusion_process,
     planner_process,
@@ -112,9 +114,43 @@ def recorder_description() -> LaunchDescription:
     return _description(specs, {'bag': (None, 'Directory of the recording; it must not exist')})
 
 
+def carla_description() -> LaunchDescription:
+    """The CARLA bridge, the fleet of a scenario and the evaluator; all end with the bridge."""
+
+    def specs(get: Callable[[str], str]) -> Iterable[ProcessSpec]:
+        scenario, fleet = load_scenario(get('scenario')), get('fleet')
+        bridge = carla_bridge_process(
+            Path(get('cosimulation')),
+            fleet,
+            host=get('host'),
+            port=int(get('port')),
+            ticks=int(get('ticks')),
+            dump=get('dump'),
+        )
+        return [
+            bridge,
+            *fleet_processes(scenario, fleet),
+            evaluator_process(scenario.path, fleet, get('out')),
+        ]
+
+    extra: dict[str, tuple[str | None, str]] = {
+        'cosimulation': (
+            str(config_directory() / 'carla' / 'three_vehicles.yaml'),
+            'YAML of the co-simulation, ours or a scenario of OpenCDA',
+        ),
+        'host': ('', 'Host of the CARLA server; empty: as the YAML says'),
+        'port': ('0', 'Port of the CARLA server; 0: as the YAML says'),
+        'ticks': ('0', 'End after so many ticks; 0: run until Ctrl-C'),
+        'dump': ('', 'Directory for an OPV2V copy of everything; empty: none'),
+        'out': ('', 'JSON file for the accuracy at the end; empty: only tell'),
+    }
+    return _description(specs, extra, ends_with='carla_bridge')
+
+
 def _description(
     specs: Callable[[Callable[[str], str]], Iterable[ProcessSpec]],
     extra: dict[str, tuple[str | None, str]],
+    ends_with: str = '',
 ) -> LaunchDescription:
     arguments = {name: (_DEFAULTS.get(name), text) for name, text in _ARGUMENTS.items()} | extra
 
@@ -122,7 +158,7 @@ def _description(
         def get(name: str) -> str:
             return LaunchConfiguration(name).perform(context)
 
-        return [_node(spec, get) for spec in specs(get)]
+        return [_node(spec, get, ends_all=spec.name == ends_with) for spec in specs(get)]
 
     declared = [
         DeclareLaunchArgument(name, default_value=default, description=text)
@@ -131,7 +167,7 @@ def _description(
     return LaunchDescription([*declared, OpaqueFunction(function=actions)])
 
 
-def _node(spec: ProcessSpec, get: Callable[[str], str]) -> Node:
+def _node(spec: ProcessSpec, get: Callable[[str], str], ends_all: bool) -> Node:
     switches = {name: get(name) == 'true' for name in ('use_sim_time', 'autostart')}
     return Node(
         package='lapdtr_ros',
@@ -141,7 +177,8 @@ def _node(spec: ProcessSpec, get: Callable[[str], str]) -> Node:
         parameters=[{**spec.parameters, **switches}, *filter(None, [get('params_file')])],
         arguments=['--ros-args', '--log-level', get('log_level')],
         output='screen',
-        respawn=get('respawn') == 'true',
+        respawn=get('respawn') == 'true' and not ends_all,
+        on_exit=Shutdown() if ends_all else None,
         respawn_delay=_RESPAWN_DELAY_S,
         sigterm_timeout=_PATIENCE_S,
         sigkill_timeout=_PATIENCE_S,

@@ -29,12 +29,36 @@ def frames() -> QoSProfile:
 
 
 def plan() -> QoSProfile:
-    """Fleet plans: a late joiner gets the newest one."""
+    """Fleet plans: a late joiner gets the newest one. The lease tells how many planners live."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
         depth=1,
         reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL,
+        liveliness=LivelinessPolicy.AUTOMATIC,
+        liveliness_lease_duration=Duration(seconds=LIVELINESS_LEASE_S),
+    )
+
+
+def active_plan(streams: int = 1) -> QoSProfile:
+    """Plans in use: a planner that comes back gets the newest one of each of ``streams``."""
+    return _latched(streams)
+
+
+def _latched(depth: int) -> QoSProfile:
+    """A late joiner gets the newest ``depth`` messages of every publisher."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def recovery() -> QoSProfile:
+    """Talk about frames after a loss; a device that comes later has nothing to say about them."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=32, reliability=ReliabilityPolicy.RELIABLE
     )
 
 
@@ -50,9 +74,9 @@ def telemetry() -> QoSProfile:
     )
 
 
-def stream_status() -> QoSProfile:
-    """Progress of streams: each report replaces the one before; a late device gets the newest."""
-    return plan()
+def stream_status(streams: int = 1) -> QoSProfile:
+    """Progress: a late device gets the newest report of each of ``streams``."""
+    return _latched(streams)
 
 
 def traces() -> QoSProfile:
@@ -84,6 +108,20 @@ def camera() -> QoSProfile:
     """Live pictures: newest only; best effort matches drivers of either reliability."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+    )
+
+
+def pictures() -> QoSProfile:
+    """Pictures that this project publishes: reliable for recorders, best-effort readers fit too."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=2, reliability=ReliabilityPolicy.RELIABLE
+    )
+
+
+def clock() -> QoSProfile:
+    """Simulation time, as rclpy's own clock listens to it."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
     )
 
 

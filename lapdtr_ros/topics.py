@@ -24,6 +24,21 @@ def stream_status(fleet: str) -> str:
     return _join(fleet, 'stream_status')
 
 
+def active_plan(fleet: str) -> str:
+    """The plan that each source uses now, for a planner that comes back."""
+    return _join(fleet, 'active_plan')
+
+
+def resume_requests(fleet: str) -> str:
+    """Questions and decisions about frames after a loss, from every source to the devices."""
+    return _join(fleet, 'resume_requests')
+
+
+def cache_reports(fleet: str) -> str:
+    """What devices hold of frames after a loss, from every device to the sources."""
+    return _join(fleet, 'cache_reports')
+
+
 def features(fleet: str, device: str) -> str:
     """Inputs of a device's stages, from sources and other devices."""
     return _join(fleet, device, 'features')
@@ -57,6 +72,11 @@ def image(fleet: str, stream: str) -> str:
 def odometry(fleet: str, vehicle: str) -> str:
     """Pose of a vehicle in the map and its speed."""
     return _join(fleet, vehicle, 'odometry')
+
+
+def battery_state(fleet: str, vehicle: str) -> str:
+    """State of a vehicle's battery."""
+    return _join(fleet, vehicle, 'battery_state')
 
 
 def objects(fleet: str, vehicle: str) -> str:

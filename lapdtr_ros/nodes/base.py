@@ -22,11 +22,13 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 
@@ -42,6 +44,11 @@ _PR_SET_PDEATHSIG = 1
 _SWITCH_INTERVAL_S = 2e-4
 
 RCLError = rclpy_implementation.RCLError
+
+# Largest messages that are unpacked: of any kind, a plan, what devices and sources tell each other.
+MOST_BYTES = 64 * 1024 * 1024
+MOST_PLAN_BYTES = 4 * 1024 * 1024
+MOST_REPORT_BYTES = 64 * 1024
 
 OK = DiagnosticStatus.OK
 WARN = DiagnosticStatus.WARN
@@ -77,14 +84,20 @@ def parameter(
     )
 
 
-def declare(node: LifecycleNode, kind: type[_P]) -> _P:
+def declare(node: LifecycleNode, kind: type[_P], defaults: _P | None = None) -> _P:
     """Declare every field of a parameter dataclass and return the values in force.
+
+    Args:
+        node: where.
+        kind: the dataclass.
+        defaults: values when the user sets none, instead of those of the class.
 
     Raises:
         rclpy.exceptions.InvalidParameterValueException: a value outside its range.
     """
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        node.declare_parameter(field.name, field.default, _descriptor(field))
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        node.declare_parameter(field.name, default, _descriptor(field))
     return read(node, kind)
 
 
@@ -151,11 +164,15 @@ class ManagedNode(LifecycleNode):
         self.common = declare(self, CommonParameters)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.active = False
+        # A node that ended because something failed; its process tells by its exit code.
+        self.failed = False
         self._diagnostics = self.create_publisher(
             DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics()
         )
         self._listening: list[Subscription] = []
         self._ticking: list[Timer] = []
+        self._refused_messages = 0
+        self._last_refusal = ''
         self._steady_timer(1.0, self._publish_diagnostics)
 
     def configure(self) -> None:
@@ -180,14 +197,54 @@ class ManagedNode(LifecycleNode):
         return self.trigger_configure() == success and self.trigger_activate() == success
 
     def listen(
-        self, kind: type, topic: str, callback: Callable[[Any], None], profile: QoSProfile
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        profile: QoSProfile,
+        most_bytes: int = MOST_BYTES,
+        events: SubscriptionEventCallbacks | None = None,
     ) -> None:
-        """Subscribe until the node is deactivated; users may override the policies."""
+        """Subscribe until the node is deactivated; users may override the policies.
+
+        Whatever comes in, the node lives on: what raises is counted and told in ``/diagnostics``.
+
+        Args:
+            kind: message type.
+            topic: its topic.
+            callback: called with every message.
+            profile: QoS.
+            most_bytes: larger messages are refused before they are unpacked.
+            events: callbacks for QoS events.
+        """
+
+        def unpack(data: bytes) -> None:
+            try:
+                if len(data) > most_bytes:
+                    raise LapdtrError(f'message of {len(data)} bytes; limit {most_bytes}')
+                callback(deserialize_message(data, kind))
+            except LapdtrError as error:
+                self.refuse(f'{topic}: {error}')
+            except Exception:
+                self.refuse(f'{topic}: cannot be handled:\n{traceback.format_exc()}')
+
         self._listening.append(
             self.create_subscription(
-                kind, topic, callback, profile, qos_overriding_options=qos.overridable()
+                kind,
+                topic,
+                unpack,
+                profile,
+                event_callbacks=events,
+                qos_overriding_options=qos.overridable(),
+                raw=True,
             )
         )
+
+    def refuse(self, reason: str) -> None:
+        """Count a message that cannot be used, and say why."""
+        self._refused_messages += 1
+        self._last_refusal = reason
+        self.get_logger().warning(reason, throttle_duration_sec=1.0)
 
     def every(self, period_s: float, callback: Callable[[], None]) -> None:
         """Call back until the node is deactivated, also when ``/clock`` stands still."""
@@ -251,6 +308,9 @@ class ManagedNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         lines = self.diagnose() if self.active else [Diagnosis('state', WARN, 'not active')]
+        if self._refused_messages:
+            values = {'refused': str(self._refused_messages)}
+            lines.append(Diagnosis('messages', WARN, self._last_refusal, values))
         message = DiagnosticArray(
             status=[
                 DiagnosticStatus(
@@ -310,7 +370,7 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
         if node is not None:
             _stop(node)
         rclpy.try_shutdown()
-    return 0
+    return 1 if node is not None and node.failed else 0
 
 
 def _end_with_parent() -> None:

@@ -39,7 +39,7 @@ def actions(name, **arguments):
     return found
 
 
-@pytest.mark.parametrize('name', ['fleet', 'device', 'planner', 'fusion', 'recorder'])
+@pytest.mark.parametrize('name', ['fleet', 'device', 'planner', 'fusion', 'recorder', 'carla'])
 def test_every_argument_is_described(name):
     declared = [e for e in description(name).entities if isinstance(e, DeclareLaunchArgument)]
     everywhere = {'scenario', 'fleet', 'params_file', 'log_level', 'use_sim_time', 'respawn'}
@@ -55,7 +55,7 @@ def test_fleet_starts_what_the_command_starts():
 
 
 def test_device_planner_and_fusion_start_one_node_each():
-    (device,) = actions('device', scenario=str(DEMO), vehicle='cav_650')
+    (device,) = actions('device', scenario=str(DEMO), vehicle='rsu_1')
     (planner,) = actions('planner', scenario=str(DEMO))
     (fusion,) = actions('fusion', scenario=str(DEMO))
     nodes = (device, planner, fusion)

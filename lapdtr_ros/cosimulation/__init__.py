@@ -1,0 +1,1 @@
+"""Co-simulation with a CARLA server, free of ROS."""
