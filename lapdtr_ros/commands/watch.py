@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+
+from lapdtr_ros.evaluation.live_view import LiveView
 
 _REFRESH_S = 0.25
 
@@ -23,6 +26,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         '--seconds', type=float, default=float('inf'), help='end after so many seconds'
     )
+    parser.add_argument(
+        '--view', action='store_true', help='also serve a page with pictures (rerun)'
+    )
+    parser.add_argument('--save', type=Path, metavar='RRD', help='write the view to a file instead')
+    parser.add_argument('--port', type=int, default=9090, help='port of the page')
     parser.set_defaults(execute=execute)
 
 
@@ -34,8 +42,12 @@ def execute(options: argparse.Namespace) -> int:
 
     from lapdtr_ros.nodes.watch import WatchNode
 
+    view = None
+    if options.view or options.save:
+        view = LiveView(save=options.save, web_port=options.port, grpc_port=options.port + 1)
+        print(f'view: {view.address}', flush=True)
     rclpy.init()
-    node = WatchNode(options.fleet)
+    node = WatchNode(options.fleet, view)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     end_s = time.monotonic() + options.seconds
@@ -45,8 +57,10 @@ def execute(options: argparse.Namespace) -> int:
                 shown_s = time.monotonic()
                 while (left_s := shown_s + _REFRESH_S - time.monotonic()) > 0:
                     executor.spin_once(timeout_sec=left_s)
-                live.update(node.overview.render(time.monotonic()), refresh=True)
+                live.update(node.overview.render(node.now_s), refresh=True)
     finally:
         node.destroy_node()
+        if view is not None:
+            view.close()
         rclpy.try_shutdown()
     return 0

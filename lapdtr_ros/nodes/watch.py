@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from rclpy.node import Node
+from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.evaluation.live_view import LiveView
 from lapdtr_ros.evaluation.overview import DeviceState, FleetOverview
-from lapdtr_ros.msg import DeviceTelemetry, FrameTrace, PartitionPlan
+from lapdtr_ros.msg import Detections, DeviceTelemetry, FrameTrace, PartitionPlan
 
 _TELEMETRY = 'lapdtr_ros/msg/DeviceTelemetry'
-_LOOK_FOR_DEVICES_S = 1.0
+_IMAGE = 'sensor_msgs/msg/Image'
+_LOOK_FOR_TOPICS_S = 1.0
+_PICTURE_PERIOD_S = 0.5
 _LEVELS = {
     DeviceTelemetry.MEASURED: 'measured',
     DeviceTelemetry.MODELLED: 'modelled',
@@ -25,28 +30,52 @@ class WatchNode(Node):
 
     Args:
         fleet: namespace of the fleet.
+        view: also gets everything, and pictures and detections besides; None for none.
 
     Subscriptions:
         <fleet>/plan (PartitionPlan), <fleet>/frame_traces (FrameTrace)
         <fleet>/<device>/telemetry (DeviceTelemetry): of every device that is there or comes.
+        <fleet>/detections (Detections), <fleet>/<stream>/image (sensor_msgs/Image): for a view.
     """
 
-    def __init__(self, fleet: str) -> None:
+    def __init__(self, fleet: str, view: LiveView | None = None) -> None:
         super().__init__('watch', namespace=topics.namespace(fleet))
         self._prefix = topics.namespace(fleet)
-        self._devices: set[str] = set()
-        self.overview = FleetOverview(time.monotonic())
+        self._joined: set[str] = set()
+        self._began_s = time.monotonic()
+        self._shown: dict[str, float] = {}
+        self._view = view
+        self.overview = FleetOverview(0.0)
+        self._watchers: tuple[FleetOverview | LiveView, ...] = (
+            (self.overview,) if view is None else (self.overview, view)
+        )
         self.create_subscription(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
         traces = topics.frame_traces(fleet)
         self.create_subscription(FrameTrace, traces, self._on_trace, qos.traces())
-        self.create_timer(_LOOK_FOR_DEVICES_S, self._join_devices)
-        self._join_devices()
+        if view is not None:
+            detections = topics.detections(fleet)
+            self.create_subscription(Detections, detections, self._on_detections, qos.detections())
+        self.create_timer(_LOOK_FOR_TOPICS_S, self._join)
+        self._join()
 
-    def _join_devices(self) -> None:
+    @property
+    def now_s(self) -> float:
+        """Seconds since watching began."""
+        return time.monotonic() - self._began_s
+
+    def _join(self) -> None:
+        """Listen to devices and cameras that have appeared."""
         for name, kinds in self.get_topic_names_and_types():
-            if _TELEMETRY in kinds and name.startswith(self._prefix) and name not in self._devices:
-                self._devices.add(name)
+            if not name.startswith(self._prefix) or name in self._joined:
+                continue
+            if _TELEMETRY in kinds:
+                self._joined.add(name)
                 self.create_subscription(DeviceTelemetry, name, self._on_telemetry, qos.telemetry())
+            elif self._view is not None and _IMAGE in kinds and name.endswith('/image'):
+                self._joined.add(name)
+                stream = name.removeprefix(self._prefix).strip('/').removesuffix('/image')
+                show = partial(self._on_picture, self._view, stream)
+                self.create_subscription(Image, name, show, qos.camera())
 
     def _on_plan(self, msg: PartitionPlan) -> None:
         try:
@@ -54,10 +83,27 @@ class WatchNode(Node):
         except LapdtrError as error:
             self.get_logger().warning(f'plan {msg.epoch}: {error}')
             return
-        self.overview.add_plan(plan, msg.cause, time.monotonic())
+        for watcher in self._watchers:
+            watcher.add_plan(plan, msg.cause, self.now_s)
 
     def _on_trace(self, msg: FrameTrace) -> None:
-        self.overview.add_outcome(conversions.outcome_from_msg(msg), time.monotonic())
+        outcome = conversions.outcome_from_msg(msg)
+        for watcher in self._watchers:
+            watcher.add_outcome(outcome, self.now_s)
+
+    def _on_detections(self, msg: Detections) -> None:
+        assert self._view is not None
+        self._view.add_fused(conversions.detections_from_msg(msg), self.now_s)
+
+    def _on_picture(self, view: LiveView, stream: str, msg: Image) -> None:
+        now_s = self.now_s
+        if now_s - self._shown.get(stream, -_PICTURE_PERIOD_S) < _PICTURE_PERIOD_S:
+            return
+        self._shown[stream] = now_s
+        try:
+            view.add_picture(stream, conversions.picture_from_msg(msg), now_s)
+        except LapdtrError as error:
+            self.get_logger().warning(f'{stream}: {error}', throttle_duration_sec=5.0)
 
     def _on_telemetry(self, msg: DeviceTelemetry) -> None:
         state = DeviceState(
@@ -72,4 +118,5 @@ class WatchNode(Node):
             epoch=msg.epoch,
             note=msg.last_error,
         )
-        self.overview.add_device(state, time.monotonic())
+        for watcher in self._watchers:
+            watcher.add_device(state, self.now_s)
