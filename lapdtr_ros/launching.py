@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.substitutions import ExecutableInPackage
 
 from .bringup import (
     ProcessSpec,
@@ -147,6 +148,27 @@ def carla_description() -> LaunchDescription:
     return _description(specs, extra, ends_with='carla_bridge')
 
 
+def replay_description() -> LaunchDescription:
+    """A recording through the live nodes to accuracy, latency, energy, utilisation and bytes."""
+    arguments = {
+        'bag': (None, 'Directory of the recording'),
+        'model': (None, 'Name of a model with the head detection'),
+        'weights': (None, 'Its weights, e.g. a .safetensors file'),
+        'scenario': ('', 'Scenario whose devices and links to use; empty: one board per vehicle'),
+        'out': ('out/replay', 'Where to write the figures and reports'),
+    }
+
+    def actions(context: LaunchContext) -> list[ExecuteProcess]:
+        given = {name: LaunchConfiguration(name).perform(context) for name in arguments}
+        fleet = ['--plan', given['scenario']] if given['scenario'] else ['--live']
+        options = [f'--{name}={given[name]}' for name in ('model', 'weights', 'out')]
+        command = ExecutableInPackage('lapdtr', 'lapdtr_ros')
+        evaluate = [command, 'evaluate', given['bag'], *options, *fleet]
+        return [ExecuteProcess(cmd=evaluate, output='screen', on_exit=Shutdown())]
+
+    return LaunchDescription([*_declared(arguments), OpaqueFunction(function=actions)])
+
+
 def _description(
     specs: Callable[[Callable[[str], str]], Iterable[ProcessSpec]],
     extra: dict[str, tuple[str | None, str]],
@@ -160,11 +182,15 @@ def _description(
 
         return [_node(spec, get, ends_all=spec.name == ends_with) for spec in specs(get)]
 
-    declared = [
+    return LaunchDescription([*_declared(arguments), OpaqueFunction(function=actions)])
+
+
+def _declared(arguments: dict[str, tuple[str | None, str]]) -> list[DeclareLaunchArgument]:
+    """Launch arguments from (default, description) by name; None is no default."""
+    return [
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, (default, text) in arguments.items()
     ]
-    return LaunchDescription([*declared, OpaqueFunction(function=actions)])
 
 
 def _node(spec: ProcessSpec, get: Callable[[str], str], ends_all: bool) -> Node:

@@ -74,3 +74,11 @@ def test_a_vehicle_brings_the_sources_of_its_cameras():
 )
 def test_a_device_class_may_be_named_without_its_maker(given, expected):
     assert _device_class(given) == expected
+
+
+def test_a_replay_evaluates_the_bag_through_the_nodes():
+    given = {'bag': 'recording', 'model': 'm+detection', 'weights': 'w.safetensors'}
+    (process,) = actions('replay', **given)
+    texts = [part.text for words in process.cmd[1:] for part in words]
+    assert texts[:3] == ['evaluate', 'recording', '--model=m+detection']
+    assert '--live' in texts
