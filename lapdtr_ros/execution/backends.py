@@ -14,7 +14,9 @@ import torch
 
 from lapdtr_ros import __version__
 from lapdtr_ros.errors import UnknownNameError
+from lapdtr_ros.models.attention import AttentionProbe
 from lapdtr_ros.models.profiling import input_shape
+from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import (
     StageModule,
     cache_directory,
@@ -29,10 +31,31 @@ _export_lock = threading.Lock()
 
 
 class Backend(Protocol):
-    """Computes units of one stage."""
+    """Computes units of one stage.
 
-    def run(self, features: Features, start: int, stop: int) -> Features:
-        """Run units ``start`` to ``stop - 1`` on a batch [1, ...]; the input is left unchanged."""
+    Attributes:
+        takes_key_bias: whether it can run blocks on summarised tokens.
+    """
+
+    takes_key_bias: bool
+
+    def run(
+        self, features: Features, start: int, stop: int, key_bias: Features | None = None
+    ) -> Features:
+        """Run units ``start`` to ``stop - 1`` on a batch [1, ...]; the input is left unchanged.
+
+        Args:
+            features: input of unit ``start``.
+            start: first unit.
+            stop: one past the last unit.
+            key_bias: see `StageModule.forward`; only where ``takes_key_bias``.
+        """
+        ...
+
+    def run_probed(
+        self, features: Features, start: int, stop: int, key_bias: Features | None = None
+    ) -> tuple[Features, Features | None]:
+        """As `run`, and the attention that each patch token got in the last unit, if known."""
         ...
 
 
@@ -45,11 +68,16 @@ class TorchBackend:
             of one process should agree on it.
     """
 
+    takes_key_bias = True
+
     def __init__(self, module: StageModule, threads: int = 1) -> None:
         self._module = module
         self._threads = threads
+        self._prefix_tokens = model_spec(module.model).layout.prefix_tokens
 
-    def run(self, features: Features, start: int, stop: int) -> Features:
+    def run(
+        self, features: Features, start: int, stop: int, key_bias: Features | None = None
+    ) -> Features:
         """Run the units; memory is shared with numpy both ways."""
         # Set here, not once: OpenMP remembers the number per calling thread.
         if torch.get_num_threads() != self._threads:
@@ -57,9 +85,19 @@ class TorchBackend:
         # A received buffer may be read-only, which torch tensors cannot be.
         writable = features if features.flags.writeable else features.copy()
         device = next(self._module.parameters()).device
+        bias = None if key_bias is None else torch.from_numpy(key_bias).to(device)
         with torch.inference_mode():
-            output = self._module(torch.from_numpy(writable).to(device), start, stop)
+            output = self._module(torch.from_numpy(writable).to(device), start, stop, bias)
             return output.contiguous().cpu().numpy()
+
+    def run_probed(
+        self, features: Features, start: int, stop: int, key_bias: Features | None = None
+    ) -> tuple[Features, Features | None]:
+        """Run the units and catch the attention of the last."""
+        last = self._module.units[stop - 1 - self._module.start]
+        with AttentionProbe(last, self._prefix_tokens) as probe:
+            output = self.run(features, start, stop, key_bias)
+            return output, probe.received(key_bias)
 
 
 class OnnxBackend:
@@ -70,10 +108,16 @@ class OnnxBackend:
     Ranges from the middle of the stage, needed after a neighbour failed, are exported when first
     asked for, which takes seconds.
 
+    An exported stage has a fixed number of tokens and tells no attention: summarised tokens are put
+    back on their grid before it runs, clusters weigh all tokens alike and the literal form is
+    refused.
+
     Args:
         module: the stage; exported from, not kept.
         threads: threads of one operator.
     """
+
+    takes_key_bias = False
 
     def __init__(self, module: StageModule, threads: int = 1) -> None:
         self._model = module.model
@@ -83,11 +127,20 @@ class OnnxBackend:
         self._sessions: dict[tuple[int, int], Callable[[Features], Features]] = {}
         self._open(module.start, module.stop, module)
 
-    def run(self, features: Features, start: int, stop: int) -> Features:
+    def run(
+        self, features: Features, start: int, stop: int, key_bias: Features | None = None
+    ) -> Features:
         """Run the units."""
+        assert key_bias is None, 'put the grid back first'
         if (start, stop) not in self._sessions:
             self._open(start, stop)
         return self._sessions[start, stop](features)
+
+    def run_probed(
+        self, features: Features, start: int, stop: int, key_bias: Features | None = None
+    ) -> tuple[Features, None]:
+        """Run the units; their attention is not known."""
+        return self.run(features, start, stop, key_bias), None
 
     def _open(self, start: int, stop: int, module: StageModule | None = None) -> None:
         name = f'{self._model}-{self._digest}-{start}-{stop}-v{__version__}-t{torch.__version__}'
