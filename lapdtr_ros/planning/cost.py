@@ -1,18 +1,29 @@
 """What a plan costs: the one cost model that every solver, node and report shares (paper §4.1).
 
-The model looks at one frame (energy, latency) and at the steady state (period). Two places hold
-everything that depends on *how* units run and *what* crosses a cut: `stage_seconds` and
-`hop_bytes`. A stage that runs narrower or a cut that is compressed changes only those.
+The model looks at one frame (energy, latency) and at the steady state (period). What a level or a
+packed cut changes comes from `effects`; `stage_seconds`, `stage_memory`, `packing_seconds` and
+`hop_bytes` turn it into seconds and bytes on a device.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
 
+from .effects import (
+    GRID,
+    Held,
+    predict,
+    require_table,
+    sends_jpeg,
+    stage_effects,
+    time_factors,
+    total_error,
+)
 from .fleet import Device, Fleet, Link, Requirements
 from .plan import JPEG, Plan
 from .profile import ModelProfile
@@ -33,7 +44,7 @@ class DeviceCost:
     """What one device spends on a frame.
 
     Attributes:
-        busy_s: seconds of computing and picture coding per frame.
+        busy_s: seconds of computing, picture coding and packing per frame.
         energy_j: joules of computing, sending and receiving per frame.
         memory_bytes: bytes of the weights that the device holds.
         utilisation: `busy_s` / period of the plan, 0 to 1.
@@ -74,12 +85,16 @@ class PlanCost:
 
     Attributes:
         energy_j: joules per frame of all devices, `compute_j` + `radio_j`.
-        compute_j: joules of computing and picture coding above idle.
+        compute_j: joules of computing, picture coding and packing above idle.
         radio_j: joules of sending and receiving.
         latency_s: seconds from the picture to the result at the sink.
         period_s: seconds that the busiest device or link needs per frame.
         priced_energy: `energy_j` with every device's share times its battery price; joules
             when all prices are 1.
+        error: sum of the single errors of picture, levels and cuts; 0 when nothing is lost.
+        accuracy: predicted accuracy, 0 to 1; NaN for a model without an accuracy table.
+        accuracy_margin: 90 % error of that; 0 when nothing is lost.
+        accuracy_lost: accuracy of the undisturbed model less `accuracy`; 0 without a table.
         devices: share of each device that takes part.
         hops: transfers in the order a frame travels.
     """
@@ -90,6 +105,10 @@ class PlanCost:
     latency_s: float
     period_s: float
     priced_energy: float
+    error: float
+    accuracy: float
+    accuracy_margin: float
+    accuracy_lost: float
     devices: Mapping[str, DeviceCost]
     hops: tuple[HopCost, ...]
 
@@ -104,14 +123,16 @@ class Reference:
 
 
 def battery_price(device: Device, battery_weight: float) -> float:
-    """Price of a joule, 1 + lambda * (1 / soc - 1); 1 on mains.
+    """Price of a joule: 1 + lambda * (1 / soc - 1), or 1 on mains, times `Device.joule_price`.
 
     The corrected form of the paper's E_i in §4.1: an empty battery is dear, a full one costs
     what it gives. States of charge under `MIN_PRICED_SOC` count as that value.
     """
     if math.isinf(device.battery_j):
-        return 1.0
-    return 1.0 + battery_weight * (1.0 / max(device.soc, MIN_PRICED_SOC) - 1.0)
+        return device.joule_price
+    return device.joule_price * (
+        1.0 + battery_weight * (1.0 / max(device.soc, MIN_PRICED_SOC) - 1.0)
+    )
 
 
 def marginal_watts(device: Device) -> float:
@@ -119,9 +140,46 @@ def marginal_watts(device: Device) -> float:
     return device.active_w - device.idle_w
 
 
-def stage_seconds(device: Device, profile: ModelProfile, start: int, stop: int) -> float:
-    """Seconds of units ``start`` to ``stop - 1`` on ``device``, with its overhead per stage."""
-    return device.overhead_s + sum(device.unit_times(profile)[start:stop])
+def stage_seconds(
+    device: Device,
+    profile: ModelProfile,
+    start: int,
+    stop: int,
+    level: int = 0,
+    received: Held = GRID,
+) -> float:
+    """Seconds of units ``start`` to ``stop - 1`` on ``device``, with its overhead per stage.
+
+    Args:
+        device: who runs them.
+        profile: the model.
+        start: first unit.
+        stop: one past the last unit.
+        level: elastic level of the units.
+        received: tokens that unit ``start`` gets.
+    """
+    times = device.unit_times(profile)[start:stop]
+    if level or received != GRID:
+        factors = time_factors(profile, level, received, start)
+        times = tuple(t * factor for t, factor in zip(times, factors, strict=False))
+    return device.overhead_s + sum(times)
+
+
+def stage_memory(profile: ModelProfile, start: int, stop: int, level: int = 0) -> int:
+    """Bytes of weights that units ``start`` to ``stop - 1`` need at an elastic level."""
+    sizes = [unit.parameter_bytes for unit in profile.units[start:stop]]
+    if not level:
+        return sum(sizes)
+    shares = require_table(profile).level(level).parameter_bytes[start:stop]
+    return round(sum(size * share for size, share in zip(sizes, shares, strict=True)))
+
+
+def packing_seconds(device: Device, profile: ModelProfile, seconds: float) -> float:
+    """Time on ``device`` of packing that takes ``seconds`` on the accuracy table's machine."""
+    if seconds == 0.0:
+        return 0.0
+    rate = device.flops_per_s * (1.0 - device.load) / device.time_factor
+    return seconds * require_table(profile).flops_per_s / rate
 
 
 def codec_seconds(device: Device, profile: ModelProfile) -> float:
@@ -142,6 +200,9 @@ def hop_bytes(plan: Plan, profile: ModelProfile, cut: int, requirements: Require
                 f'set it or send the picture raw'
             )
         return requirements.jpeg_bytes
+    for stage, effect in zip(plan.stages, stage_effects(plan, profile), strict=True):
+        if stage.stop == cut:
+            return effect.sent.bytes
     return profile.cut_bytes(cut)
 
 
@@ -150,8 +211,9 @@ def evaluate(
 ) -> PlanCost:
     """Cost of ``plan``, whether or not it meets limits and memory (see `violations`).
 
-    * A stage takes its device's overhead plus the times of its units; picture coding adds to the
-      source and to the first stage's device.
+    * A stage takes its device's overhead plus the times of its units at its level and on the
+      tokens it got; picture coding adds to the source and to the first stage's device, packing to
+      both ends of a cut.
     * Energy of computing is (active - idle power) * busy seconds: the *marginal* energy, because
       a vehicle's devices stay on. Radios cost joules per byte at both ends.
     * A hop takes the link's delay + bytes / rate. A link that carries two hops of a frame (picture
@@ -162,20 +224,14 @@ def evaluate(
         InfeasiblePlanError: a link that the plan needs is missing, the plan covers another
             number of units than the model, or JPEG is not allowed.
         UnknownNameError: the plan names a device that the fleet lacks.
+        AccuracyTableError: the plan uses a level or cut setting that was not calibrated.
     """
     _check_names(plan, profile, fleet)
-    busy: dict[str, float] = {}
-    memory: dict[str, int] = {}
-    for stage in plan.stages:
-        device = fleet.devices[stage.device]
-        busy[stage.device] = stage_seconds(device, profile, stage.start, stage.stop)
-        memory[stage.device] = sum(
-            unit.parameter_bytes for unit in profile.units[stage.start : stage.stop]
-        )
-    first = plan.stages[0].device
-    if first != plan.source and plan.picture == JPEG:
-        for name in (plan.source, first):
-            busy[name] = busy.get(name, 0.0) + codec_seconds(fleet.devices[name], profile)
+    busy = _busy_seconds(plan, profile, fleet)
+    memory = {
+        stage.device: stage_memory(profile, stage.start, stage.stop, stage.level)
+        for stage in plan.stages
+    }
 
     hops = tuple(
         _hop(fleet, source, target, cut, hop_bytes(plan, profile, cut, requirements))
@@ -192,6 +248,8 @@ def evaluate(
 
     period_s = max(*busy.values(), *link_busy.values(), 0.0)
     radio_j = sum(hop.tx_j + hop.rx_j for hop in hops)
+    prediction = predict(plan, profile, requirements)
+    table = profile.accuracy
     return PlanCost(
         energy_j=compute_j + radio_j,
         compute_j=compute_j,
@@ -202,6 +260,10 @@ def evaluate(
             joules * battery_price(fleet.devices[name], requirements.battery_weight)
             for name, joules in energy.items()
         ),
+        error=total_error(plan, profile, requirements),
+        accuracy=prediction.accuracy,
+        accuracy_margin=prediction.margin,
+        accuracy_lost=0.0 if table is None else table.accuracy - prediction.accuracy,
         devices={
             name: DeviceCost(
                 busy_s=busy.get(name, 0.0),
@@ -215,6 +277,22 @@ def evaluate(
     )
 
 
+def _busy_seconds(plan: Plan, profile: ModelProfile, fleet: Fleet) -> dict[str, float]:
+    """Seconds that a frame keeps each device busy."""
+    busy: dict[str, float] = {}
+    unpack_s = 0.0
+    for stage, effect in zip(plan.stages, stage_effects(plan, profile), strict=True):
+        device = fleet.devices[stage.device]
+        busy[stage.device] = stage_seconds(
+            device, profile, stage.start, stage.stop, stage.level, effect.received
+        ) + packing_seconds(device, profile, unpack_s + effect.sent.pack_s)
+        unpack_s = effect.sent.unpack_s
+    if sends_jpeg(plan):
+        for name in (plan.source, plan.stages[0].device):
+            busy[name] = busy.get(name, 0.0) + codec_seconds(fleet.devices[name], profile)
+    return busy
+
+
 def reference(
     profile: ModelProfile, fleet: Fleet, requirements: Requirements, source: str
 ) -> Reference:
@@ -222,9 +300,10 @@ def reference(
 
     A limit that is set is the yardstick of its quantity. Otherwise it is the cost of the whole
     model on the source device, computed without limits, memory or the way to the sink; where
-    that is 0, it is 1.
+    that is 0, it is 1. A `Device.joule_price` does not change it: a dear source must count as
+    dear, not as what all others are measured by.
     """
-    device = fleet.devices[source]
+    device = dataclasses.replace(fleet.devices[source], joule_price=1.0)
     seconds = stage_seconds(device, profile, 0, len(profile))
     priced = seconds * marginal_watts(device) * battery_price(device, requirements.battery_weight)
 
@@ -243,14 +322,15 @@ def reference(
 def score(cost: PlanCost, requirements: Requirements, reference: Reference) -> float:
     """Weighted, normalised objective; less is better.
 
-    w_E * priced energy / E_ref + w_L * latency / L_ref + w_P * period / P_ref (Algorithm 1's
-    weights, corrected form). One weight alone minimises exactly its quantity.
+    w_E * priced energy / E_ref + w_L * latency / L_ref + w_P * period / P_ref + w_A * accuracy
+    lost (Algorithm 1's weights, corrected form). One weight alone minimises exactly its quantity.
     """
     weights = requirements.weights
     return (
         weights.energy * cost.priced_energy / reference.energy_j
         + weights.latency * cost.latency_s / reference.latency_s
         + weights.period * cost.period_s / reference.period_s
+        + weights.accuracy * cost.accuracy_lost
     )
 
 
@@ -280,12 +360,30 @@ def violations(
                 f'memory_bytes of {stage.device} = {offered / 1e6:.1f} MB, '
                 f'the plan needs {needed / 1e6:.1f} MB'
             )
+    broken += _accuracy_violations(cost, requirements)
     if requirements.pictures_stay and plan.stages[0].device != plan.source:
         broken.append(
             f'pictures_stay, the plan sends the picture from {plan.source} '
             f'to {plan.stages[0].device}'
         )
     return tuple(broken)
+
+
+def _accuracy_violations(cost: PlanCost, requirements: Requirements) -> list[str]:
+    """Loss of accuracy that the requirements do not allow."""
+    wanted = requirements.min_accuracy
+    if not requirements.lossy and cost.error > 0.0:
+        return [
+            f'nothing may be lost, the plan loses {cost.accuracy_lost:.4g} of accuracy: set '
+            f'min_accuracy or an accuracy weight'
+        ]
+    if wanted is None:
+        return []
+    left = cost.accuracy - cost.accuracy_margin
+    # `not` also catches the NaN of a model without a table.
+    if not within(wanted, left):
+        return [f'min_accuracy = {wanted:.4g}, the plan is predicted to keep {left:.4g}']
+    return []
 
 
 def _check_names(plan: Plan, profile: ModelProfile, fleet: Fleet) -> None:

@@ -42,7 +42,7 @@ def best_chain(tables: Tables, goal: Goal, *, exact: bool) -> Chain | None:
         SearchTooLargeError: the fleet is too large for an exact search.
     """
     best = least_chain(tables, goal, exact=exact)
-    if best is None or goal.energy > 0.0 or goal.latency > 0.0:
+    if best is None or goal.energy > 0.0 or goal.latency > 0.0 or goal.loss is not None:
         return best
     # Many plans share the least period. The tolerance of limits is taken off again.
     period = best.score / goal.period * (1.0 - 0.999 * LIMIT_TOLERANCE)

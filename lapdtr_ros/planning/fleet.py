@@ -27,6 +27,9 @@ class Device:
         soc: state of charge, remaining / full, 0 to 1.
         reserve_soc: E_min of the paper: below it the device wants to give work away.
         load: share of the device already taken by other work, 0 to < 1.
+        time_factor: measured / expected compute time; 1 when the device runs as its class says.
+        joule_price: what a joule of this device counts beside those of other devices, before the
+            battery price; dearer where the planner wants to spare a battery.
     """
 
     name: str
@@ -42,13 +45,15 @@ class Device:
     soc: float = 1.0
     reserve_soc: float = 0.0
     load: float = 0.0
+    time_factor: float = 1.0
+    joule_price: float = 1.0
 
     def unit_times(self, profile: ModelProfile) -> tuple[float, ...]:
         """Seconds per unit on this device, measured where known, without `overhead_s`.
 
         Time grows as 1 / (1 - load) because other work takes its share of the device.
         """
-        free = 1.0 - self.load
+        free = (1.0 - self.load) / self.time_factor
         measured = profile.measured_s.get(self.device_class)
         if measured is not None:
             return tuple(t / free for t in measured)
@@ -89,11 +94,12 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each objective counts; Algorithm 1's w_E and w_L, plus the frame period."""
+    """How much each objective counts; Algorithm 1's w_E, w_L and w_A, plus the frame period."""
 
     energy: float = 1.0
     latency: float = 0.0
     period: float = 0.0
+    accuracy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,16 @@ class Requirements:
     """What a stream asks of its plan.
 
     Attributes:
-        weights: weights of energy, latency and period.
+        weights: weights of energy, latency, period and accuracy.
         max_latency_s: limit on one frame's way through all stages.
         max_period_s: limit on the busiest stage or link, 1 / frame rate.
         max_energy_j: limit on energy per frame.
         pictures_stay: camera pictures never leave the capturing vehicle, so unit 0 runs there.
         battery_weight: lambda of the battery price 1 + lambda * (1 / soc - 1).
-        jpeg_bytes: size of the JPEG picture; None when JPEG may not be sent (lossless only).
+        jpeg_bytes: size of the JPEG picture; None when JPEG may not be sent.
+        jpeg_error: error of the JPEG picture (see `accuracy`), 0 when it counts as lossless.
+        min_accuracy: least predicted accuracy, less the margin, of a plan with loss. With None
+            and without an accuracy weight, nothing may be lost.
     """
 
     weights: Weights = field(default_factory=Weights)
@@ -117,3 +126,10 @@ class Requirements:
     pictures_stay: bool = False
     battery_weight: float = 0.0
     jpeg_bytes: int | None = None
+    jpeg_error: float = 0.0
+    min_accuracy: float | None = None
+
+    @property
+    def lossy(self) -> bool:
+        """Whether accuracy may be traded at all."""
+        return self.min_accuracy is not None or self.weights.accuracy > 0.0

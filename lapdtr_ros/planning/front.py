@@ -37,29 +37,31 @@ class FrontSearch(Search):
         """
         history = self._rounds(width, None, budget)
         order = np.lexsort(self._points.T[::-1])
-        return [read_chain(history, self._plans[i], self.tables.units) for i in order]
+        return [read_chain(history, self._plans[i], self.tables) for i in order]
 
     def _promising(
         self, values: Floats, rest: Floats, mixed_rest: Floats, peak: Floats
     ) -> tuple[Bools, Floats]:
-        lower = np.stack([*(values + rest)[1:], peak])
-        limits = np.array([*self._base.limit[1:], np.inf])
-        fine = np.isfinite(lower).all(axis=0) & (lower <= limits[:, None, None]).all(axis=0)
-        rows, columns = np.nonzero(fine)
-        alive = lower[:, rows, columns]
-        beaten = np.zeros(len(rows), dtype=bool)
+        every = values + rest
+        fine = np.isfinite(every[0])
+        for row, limit in zip(every[1:], self._base.limit[1:], strict=True):
+            fine &= row <= limit
+        lower = np.stack([every[1], every[2], peak])
+        index = np.nonzero(fine)
+        alive = lower[:, fine]
+        beaten = np.zeros(len(index[0]), dtype=bool)
         step = max(1, len(self._points) // _MOST_COMPARED)
         for point in self._points[::step]:
             beaten |= (point[:, None] <= alive).all(axis=0)
-        fine[rows[beaten], columns[beaten]] = False
+        fine[tuple(axis[beaten] for axis in index)] = False
         # A beam prefers labels that may become good in all respects.
         scale = np.where(self._points.size, self._points.min(axis=0, initial=np.inf), 1.0)
         scale = np.where(scale > 0.0, scale, 1.0)
-        return fine, (lower / scale[:, None, None]).sum(axis=0)
+        return fine, np.tensordot(1.0 / scale, lower, 1)
 
-    def _note(self, depth: int, index: Ints, values: Floats, peak: Floats) -> None:
-        points = np.concatenate([self._points, np.column_stack([values[:, 1:], peak])])
-        plans = [*self._plans, *(Complete(depth, int(i), 0.0) for i in index)]
+    def _note(self, depth: int, index: Ints, level: int, values: Floats, peak: Floats) -> None:
+        points = np.concatenate([self._points, np.column_stack([values[:, 1:3], peak])])
+        plans = [*self._plans, *(Complete(depth, int(i), level, 0.0) for i in index)]
         kept = undominated(np.zeros(len(points), dtype=np.uint64), points)
         self._points = points[kept]
         self._plans = [plans[i] for i in kept]

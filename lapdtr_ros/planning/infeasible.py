@@ -72,7 +72,13 @@ def explain(
         sink: name of the sink device.
         exact: whether to search exactly; a beam may overlook plans, and the text says so.
     """
-    free = Goal(latency=1.0, pictures_stay=goal.pictures_stay, jpeg_bytes=goal.jpeg_bytes)
+    free = Goal(
+        latency=1.0,
+        max_error=goal.max_error,
+        pictures_stay=goal.pictures_stay,
+        jpeg_bytes=goal.jpeg_bytes,
+        jpeg_error=goal.jpeg_error,
+    )
     if least_chain(tables, free, exact=exact) is None:
         return _structure(tables, profile, free, source, sink, exact=exact)
     # Limits are about joules, whatever their price.
@@ -92,7 +98,7 @@ def explain(
 
 def _least(tables: Tables, goal: Goal, limit: _Limit, *, exact: bool) -> float:
     """Least value of the limited quantity under the other limits of ``goal``."""
-    alone = replace(goal, energy=0.0, latency=0.0, period=0.0)
+    alone = replace(goal, energy=0.0, latency=0.0, period=0.0, loss=None)
     chain = least_chain(tables, limit.isolate(alone), exact=exact)
     return math.inf if chain is None else chain.score
 

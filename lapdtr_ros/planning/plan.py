@@ -135,6 +135,33 @@ class Plan:
         raise PlanError(f'plan of {self.stream}: no stage runs unit {unit} of {self.units}')
 
 
+def describe_plan(plan: Plan) -> str:
+    """A plan for people: ``jpeg → cav_1: 0-4, level 2 → 128 tokens, 4 bit → rsu_1: 5-13``."""
+    parts = []
+    if plan.stages[0].device != plan.source:
+        parts.append(plan.picture)
+    for stage in plan.stages:
+        units = str(stage.start) if len(stage) == 1 else f'{stage.start}-{stage.stop - 1}'
+        level = f', level {stage.level}' if stage.level else ''
+        parts.append(f'{stage.device}: {units}{level}')
+        if stage.cut != LOSSLESS:
+            parts.append(describe_cut(stage.cut))
+    return ' → '.join(parts)
+
+
+def describe_cut(setting: CutSetting) -> str:
+    """A cut setting for people: ``128 tokens (literal), 4 bit, skip.4``."""
+    parts = []
+    if setting.keep:
+        form = '' if setting.form == CLUSTER else f' ({setting.form})'
+        parts.append(f'{setting.keep} tokens{form}')
+    if setting.bits:
+        parts.append(f'{setting.bits} bit')
+    if setting.transfer:
+        parts.append(setting.transfer)
+    return ', '.join(parts) or 'lossless'
+
+
 @dataclass(frozen=True)
 class StreamDecision:
     """A stream's plan with what it is predicted to cost per frame.
@@ -159,6 +186,42 @@ class StreamDecision:
 
 
 @dataclass(frozen=True)
+class Moving:
+    """Price of bringing weights to where a plan needs them.
+
+    Attributes:
+        bytes: weights that devices must load.
+        joules: energy of loading them.
+        seconds: time until the slowest device has loaded.
+    """
+
+    bytes: int = 0
+    joules: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A way to run all streams that was not chosen.
+
+    Attributes:
+        name: what it is, e.g. ``keep the running plan``; says so when it may not run.
+        energy_j: energy per frame of all devices and streams, joules.
+        latency_s: way of one frame, worst stream, seconds.
+        period_s: busiest stage or link, seconds.
+        accuracy: predicted accuracy, worst stream, 0 to 1; NaN if unknown.
+        moving: price of changing to it.
+    """
+
+    name: str
+    energy_j: float
+    latency_s: float
+    period_s: float
+    accuracy: float
+    moving: Moving
+
+
+@dataclass(frozen=True)
 class FleetPlan:
     """One epoch: the decisions for all streams, taken together.
 
@@ -167,7 +230,10 @@ class FleetPlan:
         planner: node that decided.
         solver: solver that was used.
         reason: why, for people.
-        streams: decision per stream name.
+        streams: decision per stream name; streams that are stopped have none.
+        cause: why, for programs: kind of the first cause, see `monitor.Cause`.
+        alternatives: what else could have been done.
+        moving: price of the change to this plan.
     """
 
     epoch: int
@@ -175,6 +241,9 @@ class FleetPlan:
     solver: str
     reason: str
     streams: Mapping[str, StreamDecision]
+    cause: str = ''
+    alternatives: tuple[Alternative, ...] = ()
+    moving: Moving = Moving()
 
     def devices(self, stream: str) -> tuple[str, ...]:
         """Devices that run stages of ``stream``, in order."""

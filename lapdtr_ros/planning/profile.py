@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .accuracy import AccuracyTable
 
 MATMUL = 'matmul'
 CONV = 'conv'
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class UnitProfile:
         embedding_dim: channels of the output.
         hidden_dim: width of the feed-forward network, 0 where there is none.
         tokens: tokens (or map positions) of the output.
+        token_global: whether the unit runs on any number of tokens, in any order (global
+            attention without positional terms), so that summarized features need no grid.
+        attention_flops: part of ``flops`` that grows with the square of the tokens.
     """
 
     name: str
@@ -42,6 +50,15 @@ class UnitProfile:
     embedding_dim: int = 0
     hidden_dim: int = 0
     tokens: int = 0
+    token_global: bool = False
+    attention_flops: float = 0.0
+
+    def flops_at(self, tokens: int) -> float:
+        """FLOPs on ``tokens`` tokens, prefix tokens included; `flops` where the grid is needed."""
+        if not self.token_global:
+            return self.flops
+        share = tokens / self.tokens
+        return (self.flops - self.attention_flops) * share + self.attention_flops * share**2
 
 
 @dataclass(frozen=True)
@@ -54,12 +71,17 @@ class ModelProfile:
         units: the units, first to last.
         measured_s: measured seconds per unit by device class; a class that is absent is
             estimated from FLOPs.
+        prefix_tokens: class, distillation and register tokens before the patch tokens.
+        accuracy: what elastic levels, packed cuts and JPEG pictures save and lose; None when
+            only plans without loss are known.
     """
 
     model: str
     picture_shape: tuple[int, int, int]
     units: tuple[UnitProfile, ...]
     measured_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    prefix_tokens: int = 0
+    accuracy: AccuracyTable | None = None
 
     def __post_init__(self) -> None:
         for device_class, times in self.measured_s.items():
@@ -68,6 +90,8 @@ class ModelProfile:
                     f'measured_s[{device_class!r}] has {len(times)} times for '
                     f'{len(self.units)} units of {self.model}: measure every unit'
                 )
+        if self.accuracy is not None:
+            self.accuracy.check_fits(self.model, len(self.units))
 
     def __len__(self) -> int:
         return len(self.units)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from lapdtr_ros.errors import UnknownNameError
 
+from .accuracy import AccuracyTable
 from .bounds import Goal
+from .choices import most_error
 from .cost import (
     InfeasiblePlanError,
     PlanCost,
@@ -17,7 +22,7 @@ from .cost import (
     score,
     violations,
 )
-from .exact import BEAM_WIDTH, best_chain
+from .exact import BEAM_WIDTH, best_chain, least_chain
 from .fleet import Fleet, Requirements
 from .front import FrontSearch
 from .greedy import corrected_price, greedy_stages, literal_price
@@ -25,11 +30,26 @@ from .infeasible import explain
 from .plan import JPEG, RAW, Plan, Stage
 from .profile import ModelProfile
 from .search import Chain, Search
-from .tables import Tables, build_tables
+from .tables import Floats, Tables, build_tables
 from .validation import validate
 
 EXACT, BEAM, CORRECTED, LITERAL = 'exact', 'beam', 'corrected', 'literal'
 SOLVERS = (EXACT, BEAM, CORRECTED, LITERAL)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A plan to compare with; it may break limits, see `cost.violations`.
+
+    Attributes:
+        name: what it is, e.g. ``best without loss``.
+        plan: the plan.
+        cost: its cost.
+    """
+
+    name: str
+    plan: Plan
+    cost: PlanCost
 
 
 @dataclass(frozen=True)
@@ -40,19 +60,31 @@ class Solution:
         plan: the chosen plan.
         cost: its cost.
         score: its score (`cost.score`), less is better.
-        alternatives: plans to compare with, without the chosen one: the whole model on the
-            source, then the best on one device and the best with two stages as far as such
-            plans meet the constraints. The first may break limits, see `cost.violations`.
-        seconds: time the solver took, without the alternatives.
+        seconds: time the solver took.
         solver: name of the solver.
     """
 
     plan: Plan
     cost: PlanCost
     score: float
-    alternatives: tuple[tuple[Plan, PlanCost], ...]
     seconds: float
     solver: str
+    _task: _Task = field(repr=False, compare=False)
+
+    @cached_property
+    def alternatives(self) -> tuple[Contender, ...]:
+        """Other plans, each once and without the chosen one; found when first asked for.
+
+        The whole model on the source, which may break limits; then, as far as such plans meet the
+        constraints, the best on one device, the best with two stages, the best without loss and
+        the best that keeps the picture on the source.
+        """
+        return self._task.alternatives(self.plan)
+
+    @property
+    def reason(self) -> str:
+        """Why this plan, for people: what it saves against the closest other ways."""
+        return self._task.reason(self)
 
 
 def solve(
@@ -84,6 +116,9 @@ def solve(
         PlanningInputError: an input value makes no sense.
         UnknownNameError: unknown solver or device.
         SearchTooLargeError: the fleet is too large for ``exact``.
+
+    ``exact`` and ``beam`` choose levels, cut settings and the coding of the picture together with
+    the stages, from the profile's accuracy table and as far as ``requirements`` allow a loss.
     """
     if solver not in SOLVERS:
         raise UnknownNameError('solver', solver, SOLVERS)
@@ -98,9 +133,9 @@ def solve(
         plan=plan,
         cost=cost,
         score=score(cost, requirements, task.reference),
-        alternatives=task.alternatives(plan),
         seconds=seconds,
         solver=solver,
+        _task=task,
     )
 
 
@@ -121,7 +156,7 @@ class _Task:
         self.requirements = requirements
         self.stream, self.source, self.sink = stream, source, sink
         self.reference = reference(profile, fleet, requirements, source)
-        self.goal = goal_of(requirements, self.reference)
+        self.goal = goal_of(profile, requirements, self.reference)
         self._tables: Tables | None = None
 
     @property
@@ -143,9 +178,9 @@ class _Task:
     def searched(self, *, exact: bool) -> Plan:
         chain = best_chain(self.tables, self.goal, exact=exact)
         if chain is None:
-            raise InfeasiblePlanError(
-                explain(self.tables, self.profile, self.goal, self.source, self.sink, exact=exact)
-            )
+            ends = self.source, self.sink
+            text = explain(self.tables, self.profile, self.goal, *ends, exact=exact)
+            raise InfeasiblePlanError(text + self._remedy_by_loss(exact=exact))
         return self.plan(*unfold(chain, self.tables))
 
     def greedy(self, solver: str) -> Plan:
@@ -169,21 +204,93 @@ class _Task:
             )
         return plans[min(legal, key=lambda i: score(costs[i], self.requirements, self.reference))]
 
-    def alternatives(self, chosen: Plan) -> tuple[tuple[Plan, PlanCost], ...]:
-        plans = [self.plan((Stage(self.source, 0, len(self.profile)),))]
-        search = Search(self.tables, self.goal)
-        for stages in (1, 2):
-            chain = search.run(width=BEAM_WIDTH, max_stages=stages)
-            if chain is not None:
-                plans.append(self.plan(*unfold(chain, self.tables)))
-        found: dict[Plan, PlanCost] = {}
-        for plan in plans:
+    def _remedy_by_loss(self, *, exact: bool) -> str:
+        """The accuracy at which there would be a plan, if that would help."""
+        table = self.profile.accuracy
+        if table is None or not math.isfinite(self.goal.max_error):
+            return ''
+        free = replace(self.requirements, min_accuracy=0.0)
+        tables = build_tables(self.profile, self.fleet, free, self.source, self.sink)
+        goal = replace(
+            self.goal, energy=0.0, latency=0.0, period=0.0, error=1.0, loss=None, max_error=math.inf
+        )
+        chain = least_chain(tables, goal, exact=exact)
+        if chain is None:
+            return ''
+        reached = float(table.accuracy_at(chain.score)) - table.margin
+        wanted = self.requirements.min_accuracy
+        now = 'nothing may be lost' if wanted is None else f'min_accuracy = {wanted:.4g}'
+        return f'; {now}, with min_accuracy = {reached:.4g} there is a plan'
+
+    def alternatives(self, chosen: Plan) -> tuple[Contender, ...]:
+        """See `Solution.alternatives`."""
+        plans = {'source alone': self.plan((Stage(self.source, 0, len(self.profile)),))}
+        for name, stages in (('one device', 1), ('two stages', 2)):
+            self._add(plans, name, self.tables, self.goal, stages)
+        if self.tables.choices.lossy:
+            lossless = replace(
+                self.requirements,
+                min_accuracy=None,
+                weights=replace(self.requirements.weights, accuracy=0.0),
+            )
+            tables = build_tables(self.profile, self.fleet, lossless, self.source, self.sink)
+            goal = replace(self.goal, loss=None, max_error=0.0)
+            self._add(plans, 'best without loss', tables, goal)
+        if chosen.stages[0].device != self.source:
+            goal = replace(self.goal, pictures_stay=True)
+            self._add(plans, 'picture stays', self.tables, goal)
+        found: dict[Plan, Contender] = {}
+        for name, plan in plans.items():
             if plan != chosen and plan not in found:
                 try:
-                    found[plan] = self.evaluate(plan)
+                    found[plan] = Contender(name, plan, self.evaluate(plan))
                 except InfeasiblePlanError:
                     continue  # the source has no link to the sink
-        return tuple(found.items())
+        return tuple(found.values())
+
+    def _add(
+        self,
+        plans: dict[str, Plan],
+        name: str,
+        tables: Tables,
+        goal: Goal,
+        stages: int | None = None,
+    ) -> None:
+        """Put the best plan of a narrower search into ``plans`` if there is one."""
+        chain = Search(tables, goal).run(width=BEAM_WIDTH, max_stages=stages)
+        if chain is not None:
+            plans[name] = self.plan(*unfold(chain, tables))
+
+    def reason(self, solution: Solution) -> str:
+        """See `Solution.reason`."""
+        plan, cost = solution.plan, solution.cost
+        others = {other.name: other.cost for other in solution.alternatives}
+        parts = []
+        if plan.stages[0].device != self.source:
+            parts.append(self._picture_reason(plan, cost, others.get('picture stays')))
+        lossless = others.get('best without loss')
+        if cost.error > 0.0 and lossless is not None:
+            lost = f'gives up {cost.accuracy_lost * 100.0:.1f} points of accuracy'
+            parts.append(f'{lost}: {_compared(cost, lossless)} the best plan without loss')
+        alone = others.get('source alone')
+        if not parts and alone is not None:
+            parts.append(f'{_compared(cost, alone)} {self.source} alone')
+        return '; '.join(parts) or f'{plan.stages[0].device} alone is best'
+
+    def _picture_reason(self, plan: Plan, cost: PlanCost, stays: PlanCost | None) -> str:
+        """Why the picture is sent instead of features."""
+        size = cost.hops[0].bytes / 1e3
+        text = f'the {plan.picture} picture ({size:.1f} kB) goes to {plan.stages[0].device}'
+        if stays is None:
+            return f'{text}: no plan that keeps it on {self.source} meets the constraints'
+        return f'{text}: {_compared(cost, stays)} the best plan that keeps it on {self.source}'
+
+
+def _compared(cost: PlanCost, other: PlanCost) -> str:
+    return (
+        f'{cost.energy_j * 1e3:.0f} mJ and {cost.latency_s * 1e3:.0f} ms instead of '
+        f'{other.energy_j * 1e3:.0f} mJ and {other.latency_s * 1e3:.0f} ms with'
+    )
 
 
 @dataclass(frozen=True)
@@ -240,23 +347,37 @@ def pareto_front(
     return Front(tuple((plan, task.evaluate(plan)) for plan in plans), not search.truncated)
 
 
-def goal_of(requirements: Requirements, reference: Reference) -> Goal:
+def goal_of(profile: ModelProfile, requirements: Requirements, reference: Reference) -> Goal:
     """The search's goal: `cost.score` as weights per joule and second, and the limits."""
-    weights = requirements.weights
+    weights, table = requirements.weights, profile.accuracy
+    loss = None
+    if table is not None and weights.accuracy > 0.0:
+        loss = accuracy_loss(table, weights.accuracy)
     return Goal(
         energy=weights.energy / reference.energy_j,
         latency=weights.latency / reference.latency_s,
         period=weights.period / reference.period_s,
+        loss=loss,
+        max_error=most_error(profile, requirements),
         max_energy_j=requirements.max_energy_j,
         max_latency_s=requirements.max_latency_s,
         max_period_s=requirements.max_period_s,
         pictures_stay=requirements.pictures_stay,
         jpeg_bytes=requirements.jpeg_bytes,
+        jpeg_error=requirements.jpeg_error,
     )
+
+
+def accuracy_loss(table: AccuracyTable, weight: float) -> Callable[[Floats], Floats]:
+    """Score of the accuracy that a sum of errors loses."""
+    return lambda total: weight * (table.accuracy - table.accuracy_at(total))
 
 
 def unfold(chain: Chain, tables: Tables) -> tuple[tuple[Stage, ...], str]:
     """Stages on devices instead of kinds, first members first, and the picture's coding."""
     members = [iter(names) for names in tables.members]
-    stages = tuple(Stage(next(members[kind]), start, stop) for kind, start, stop in chain.stages)
+    stages = tuple(
+        Stage(next(members[stage.kind]), stage.start, stage.stop, stage.level, stage.cut)
+        for stage in chain.stages
+    )
     return stages, chain.picture

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from lapdtr_ros.errors import LapdtrError
 
-from .cost import InfeasiblePlanError
+from .cost import InfeasiblePlanError, PlanCost, evaluate, reference, score, violations
 from .fleet import Device, Fleet, Link, Requirements
-from .plan import StreamDecision
+from .plan import LOSSLESS, Plan, StreamDecision
 from .profile import ModelProfile
-from .solvers import Solution, solve
+from .solvers import solve
 
 _MOST_LOAD = 0.99
 
@@ -54,7 +54,7 @@ def plan_streams(
     """
     decisions: dict[str, StreamDecision] = {}
     left = fleet
-    for name in sorted(requests, key=lambda n: (-requests[n].rate_hz, n)):
+    for name in _order(requests):
         request = requests[name]
         try:
             solution = solve(
@@ -70,10 +70,70 @@ def plan_streams(
             raise InfeasiblePlanError(_with_context(name, decisions, error)) from None
         cost = solution.cost
         decisions[name] = StreamDecision(
-            solution.plan, weights, cost.energy_j, cost.latency_s, cost.period_s
+            solution.plan,
+            weights,
+            cost.energy_j,
+            cost.latency_s,
+            cost.period_s,
+            calibration=calibration_of(profile, solution.plan),
+            accuracy=cost.accuracy,
         )
-        left = _residual(left, solution, request.rate_hz)
+        left = _residual(left, solution.cost, request.rate_hz)
     return {name: decisions[name] for name in requests}
+
+
+def calibration_of(profile: ModelProfile, plan: Plan) -> str:
+    """The calibration file that ``plan`` needs; empty for a plan without loss."""
+    table = profile.accuracy
+    plain = all(stage.level == 0 and stage.cut == LOSSLESS for stage in plan.stages)
+    return '' if plain or table is None else table.calibration
+
+
+@dataclass(frozen=True)
+class StreamCost:
+    """What a given plan costs a stream beside the others.
+
+    Attributes:
+        cost: cost on what the others left.
+        score: `cost.score` of that.
+        broken: constraints that the plan breaks; empty when it may run.
+    """
+
+    cost: PlanCost
+    score: float
+    broken: tuple[str, ...]
+
+
+def evaluate_streams(
+    profile: ModelProfile,
+    fleet: Fleet,
+    requirements: Requirements,
+    requests: Mapping[str, StreamRequest],
+    plans: Mapping[str, Plan],
+) -> dict[str, StreamCost]:
+    """Cost of given plans, with the same sharing of devices as in `plan_streams`.
+
+    Raises:
+        InfeasiblePlanError: a plan needs a link that the fleet lacks.
+        UnknownNameError: a plan names a device that the fleet lacks.
+    """
+    costs: dict[str, StreamCost] = {}
+    left = fleet
+    for name in _order(requests):
+        cost = evaluate(plans[name], profile, left, requirements)
+        yardstick = reference(profile, left, requirements, requests[name].source)
+        costs[name] = StreamCost(
+            cost,
+            score(cost, requirements, yardstick),
+            violations(plans[name], cost, left, requirements),
+        )
+        left = _residual(left, cost, requests[name].rate_hz)
+    return costs
+
+
+def _order(requests: Mapping[str, StreamRequest]) -> list[str]:
+    """Streams in the order in which they take their share."""
+    return sorted(requests, key=lambda name: (-requests[name].rate_hz, name))
 
 
 def _with_context(name: str, planned: Mapping[str, StreamDecision], error: LapdtrError) -> str:
@@ -81,9 +141,8 @@ def _with_context(name: str, planned: Mapping[str, StreamDecision], error: Lapdt
     return f'stream {name}{after}: {error}'
 
 
-def _residual(fleet: Fleet, solution: Solution, rate_hz: float) -> Fleet:
+def _residual(fleet: Fleet, cost: PlanCost, rate_hz: float) -> Fleet:
     """The fleet without what a stream takes from it."""
-    cost = solution.cost
     devices = dict(fleet.devices)
     for name, share in cost.devices.items():
         devices[name] = _less_device(devices[name], share.busy_s * rate_hz, share.memory_bytes)

@@ -6,6 +6,7 @@ import math
 
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
 
+from .cost import InfeasiblePlanError
 from .fleet import Device, Fleet, Link, Requirements
 from .profile import ModelProfile
 
@@ -21,11 +22,13 @@ def validate(
 
     Raises:
         PlanningInputError: a value is out of range or not a number; the text names it.
+        InfeasiblePlanError: more accuracy is asked for than the model has.
         UnknownNameError: a link, the source or the sink names a device that the fleet lacks.
     """
     validate_profile(profile)
     validate_fleet(fleet)
     validate_requirements(requirements)
+    _check_accuracy(profile, requirements)
     for name in (source, sink):
         if name not in fleet.devices:
             raise UnknownNameError('device', name, fleet.devices)
@@ -63,7 +66,7 @@ def validate_requirements(requirements: Requirements) -> None:
         'weights.latency': weights.latency,
         'weights.period': weights.period,
     }
-    for key, value in parts.items():
+    for key, value in {**parts, 'weights.accuracy': weights.accuracy}.items():
         _at_least_zero('requirements', key, value)
     if not any(parts.values()):
         raise PlanningInputError(
@@ -75,6 +78,9 @@ def validate_requirements(requirements: Requirements) -> None:
     _at_least_zero('requirements', 'battery_weight', requirements.battery_weight)
     if requirements.jpeg_bytes is not None:
         _positive('requirements', 'jpeg_bytes', requirements.jpeg_bytes)
+    _at_least_zero('requirements', 'jpeg_error', requirements.jpeg_error)
+    if requirements.min_accuracy is not None:
+        _share('requirements', 'min_accuracy', requirements.min_accuracy, one_allowed=True)
 
 
 def validate_profile(profile: ModelProfile) -> None:
@@ -94,13 +100,30 @@ def validate_profile(profile: ModelProfile) -> None:
             )
 
 
+def _check_accuracy(profile: ModelProfile, requirements: Requirements) -> None:
+    """What is asked of the accuracy must be known and within reach."""
+    table, wanted = profile.accuracy, requirements.min_accuracy
+    if not requirements.lossy:
+        return
+    if table is None:
+        raise PlanningInputError(
+            f'requirements: min_accuracy or weights.accuracy is set, but {profile.model} has no '
+            f"accuracy table: name one in model.profile (made by 'lapdtr calibrate'), or unset them"
+        )
+    if wanted is not None and wanted > table.accuracy:
+        raise InfeasiblePlanError(
+            f'min_accuracy = {wanted:.4g}: {profile.model} reaches {table.accuracy:.4g} '
+            f'({table.metric}) without any loss; relax the limit or take another model'
+        )
+
+
 def _check_device(device: Device) -> None:
     where = f'device {device.name}'
-    for key in ('flops_per_s', 'conv_factor', 'codec_bytes_per_s'):
+    for key in ('flops_per_s', 'conv_factor', 'codec_bytes_per_s', 'time_factor'):
         _positive(where, key, getattr(device, key))
     for key in ('memory_bytes', 'battery_j'):
         _positive(where, key, getattr(device, key), finite=False)
-    for key in ('idle_w', 'active_w', 'overhead_s'):
+    for key in ('idle_w', 'active_w', 'overhead_s', 'joule_price'):
         _at_least_zero(where, key, getattr(device, key))
     if device.active_w < device.idle_w:
         raise PlanningInputError(

@@ -363,7 +363,7 @@ def test_greedy_that_breaks_a_limit_says_so():
 
 def test_alternatives_hold_the_source_alone_and_leave_out_the_choice():
     solution = plan_for(mesh(device('a', 10), device('b', 100)), Requirements(Weights(0, 1, 0)))
-    plans = [plan.stages for plan, _ in solution.alternatives]
+    plans = [other.plan.stages for other in solution.alternatives]
     assert (Stage('a', 0, 4),) in plans
     assert solution.plan.stages not in plans
 
