@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import topics
-from .errors import LapdtrError
+from .errors import LapdtrError, UnknownNameError
 from .scenario import Scenario
 
 END_WITH_PARENT = 'LAPDTR_END_WITH_PARENT'
@@ -40,6 +40,21 @@ class Intervention:
     after: int
     node: str
     parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A process that dies without a word (SIGKILL) while frames flow, and starts again.
+
+    Attributes:
+        after: number of frames after which it dies.
+        process: name of the process, see `ProcessSpec`.
+        back_s: seconds until it is started again.
+    """
+
+    after: int
+    process: str
+    back_s: float
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,22 @@ class ProcessGroup:
             env=self._environment,
             start_new_session=True,
         )
+
+    def kill(self, name: str) -> None:
+        """End a process without a word; until `restart` nobody minds that it is gone.
+
+        Raises:
+            UnknownNameError: no such process.
+        """
+        if name not in self._running:
+            raise UnknownNameError('process', name, self._running)
+        process = self._running.pop(name)
+        process.kill()
+        process.wait()
+
+    def restart(self, name: str) -> None:
+        """Start a process that was killed; it goes on with its log."""
+        self.start(next(spec for spec in self._specs if spec.name == name))
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
         """The running process of a name."""

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import bag, demo, evaluate, generate, plan, run, train, watch
+from .commands import bag, calibrate, demo, evaluate, generate, meters, plan, run, train, watch
 from .errors import LapdtrError
 
-_VERBS = (generate, plan, run, demo, train, evaluate, bag, watch)
+_VERBS = (generate, plan, run, demo, train, calibrate, evaluate, bag, watch, meters)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,9 @@ MOST_IN_FLIGHT = 64
 
 LIVELINESS_LEASE_S = 1.0
 
+# So many plans may wait at a reader; what else is sent on the topic must not displace them.
+PLANS_WAITING = 32
+
 
 def frames() -> QoSProfile:
     """Feature maps and results: none may be lost, and a late joiner must not get old ones."""
@@ -28,11 +31,11 @@ def frames() -> QoSProfile:
     )
 
 
-def plan() -> QoSProfile:
+def plan(depth: int = 1) -> QoSProfile:
     """Fleet plans: a late joiner gets the newest one. The lease tells how many planners live."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
-        depth=1,
+        depth=depth,
         reliability=ReliabilityPolicy.RELIABLE,
         durability=DurabilityPolicy.TRANSIENT_LOCAL,
         liveliness=LivelinessPolicy.AUTOMATIC,

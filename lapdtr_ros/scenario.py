@@ -17,13 +17,16 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import LapdtrError, UnknownNameError
+from .planning.accuracy import AccuracyTable, AccuracyTableError, load_table
 from .planning.classes import (
+    config_directory,
     device_from_class,
     link_from_class,
     load_device_class,
     load_link_class,
 )
 from .planning.fleet import Device, Fleet, Link, Requirements, Weights
+from .planning.profile import ModelProfile
 
 _NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
 
@@ -51,10 +54,15 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """Which model runs and where its weights come from."""
+    """Which model runs, where its weights come from and what it loses by running for less.
+
+    ``profile`` is the model's accuracy table: the name of one in ``config/models`` or the path of a
+    YAML file, from the scenario's directory.
+    """
 
     name: str
     weights: str
+    profile: str | None = None
 
 
 class DeviceSection(_Section):
@@ -96,6 +104,7 @@ class WeightsSection(_Section):
     energy: NonNegative = 1.0
     latency: NonNegative = 0.0
     period: NonNegative = 0.0
+    accuracy: NonNegative = 0.0
 
 
 class RequirementsSection(_Section):
@@ -108,16 +117,28 @@ class RequirementsSection(_Section):
     pictures_stay: bool = False
     battery_weight: NonNegative = 0.0
     allow_jpeg: bool = False
+    min_accuracy: Share | None = None
 
 
 class ExecutionSection(_Section):
-    """How stages run."""
+    """How stages run.
+
+    With ``emulate`` computing and links take as long as on the devices' classes, and a second of
+    this machine counts as ``time_scale`` seconds of the fleet (below 1: slow motion).
+    """
 
     backend: Literal['torch', 'onnx'] = 'torch'
     threads: Annotated[int, Field(ge=1)] = 1
     max_in_flight: Annotated[int, Field(ge=1, le=64)] = 4
     frame_timeout_s: Positive = 30.0
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+    emulate: bool = False
+    time_scale: Positive = 1.0
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds of the fleet per second of this machine: `time_scale` when emulating, else 1."""
+        return self.time_scale if self.emulate else 1.0
 
 
 class FusionSection(_Section):
@@ -125,8 +146,9 @@ class FusionSection(_Section):
 
     ego: Name
     deadline_s: NonNegative = 0.5
-    method: Literal['nms', 'wbf'] = 'nms'
-    iou_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    method: Literal['nms', 'wbf'] = 'wbf'
+    score_rule: Literal['max', 'mean', 'noisy_or'] = 'noisy_or'
+    iou_threshold: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     score_threshold: Share = 0.05
     communication_range_m: Positive = 70.0
     position_noise_m: NonNegative = 0.0
@@ -159,12 +181,22 @@ class Scenario:
         file: its content.
         fleet: devices and links with the figures of their classes.
         requirements: limits and weights for every stream.
+        table: accuracy table of the model, None when ``model.profile`` is not set.
     """
 
     path: Path
     file: ScenarioFile
     fleet: Fleet
     requirements: Requirements
+    table: AccuracyTable | None = None
+
+    def with_accuracy(self, profile: ModelProfile) -> ModelProfile:
+        """The model's profile with the scenario's accuracy table, which planners need.
+
+        Raises:
+            AccuracyTableError: the table is of another model.
+        """
+        return dataclasses.replace(profile, accuracy=self.table)
 
     def stream(self, name: str) -> StreamSection:
         """The section of one stream."""
@@ -198,7 +230,9 @@ def load_scenario(path: Path | str) -> Scenario:
     except ValidationError as error:
         raise ScenarioError(_explain(path, error)) from None
     _check_fusion(path, file)
-    return Scenario(path, file, _fleet(path, file), _requirements(file.requirements))
+    table = _table(path, file)
+    requirements = _requirements(path, file, table)
+    return Scenario(path, file, _fleet(path, file), requirements, table)
 
 
 def _read_yaml(path: Path) -> Any:
@@ -273,8 +307,38 @@ def _link(section: LinkSection, source: str, target: str) -> Link:
     return dataclasses.replace(link_from_class(link_class, source, target), **overrides)
 
 
-def _requirements(section: RequirementsSection) -> Requirements:
-    weights = Weights(section.weights.energy, section.weights.latency, section.weights.period)
+def _table(path: Path, file: ScenarioFile) -> AccuracyTable | None:
+    """The accuracy table that the scenario names."""
+    name = file.model.profile
+    if name is None:
+        return None
+    is_path = name.endswith(('.yaml', '.yml'))
+    place = path.parent / name if is_path else config_directory() / 'models' / f'{name}.yaml'
+    try:
+        table = load_table(place)
+    except AccuracyTableError as error:
+        raise ScenarioError(f'{path}: model.profile: {error}') from None
+    # Weights may lie elsewhere than where they were calibrated, under the same file name.
+    found = table.model, Path(table.weights).name
+    if found != (file.model.name, Path(file.model.weights).name):
+        raise ScenarioError(
+            f'{path}: model.profile: {place.name} is of {table.model} with {table.weights}, the '
+            f'scenario runs {file.model.name} with {file.model.weights}: name a table of those'
+        )
+    return table
+
+
+def _requirements(path: Path, file: ScenarioFile, table: AccuracyTable | None) -> Requirements:
+    section = file.requirements
+    weights = Weights(**section.weights.model_dump())
+    if table is None:
+        _refuse_without_table(path, section)
+    jpeg = None
+    if table is not None and section.allow_jpeg:
+        try:
+            jpeg = table.picture(file.execution.jpeg_quality)
+        except AccuracyTableError as error:
+            raise ScenarioError(f'{path}: execution.jpeg_quality: {error}') from None
     return Requirements(
         weights=weights,
         max_latency_s=section.max_latency_s,
@@ -282,7 +346,25 @@ def _requirements(section: RequirementsSection) -> Requirements:
         max_energy_j=section.max_energy_j,
         pictures_stay=section.pictures_stay,
         battery_weight=section.battery_weight,
+        jpeg_bytes=jpeg.bytes if jpeg else None,
+        jpeg_error=jpeg.error if jpeg else 0.0,
+        min_accuracy=section.min_accuracy,
     )
+
+
+def _refuse_without_table(path: Path, section: RequirementsSection) -> None:
+    """Nothing that may cost accuracy is possible while nobody knows how much."""
+    asked = {
+        'allow_jpeg': section.allow_jpeg,
+        'min_accuracy': section.min_accuracy is not None,
+        'weights.accuracy': section.weights.accuracy > 0.0,
+    }
+    for key, is_set in asked.items():
+        if is_set:
+            raise ScenarioError(
+                f'{path}: requirements.{key}: needs to know the accuracy; set model.profile to a '
+                f"table of the model (made by 'lapdtr calibrate') or remove {key}"
+            )
 
 
 def _explain(path: Path, error: ValidationError) -> str:

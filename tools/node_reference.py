@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lapdtr_ros.nodes import telemetry
 from lapdtr_ros.nodes.base import CommonParameters, ManagedNode
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'nodes.md'
@@ -50,7 +51,7 @@ def _node(name: str) -> str:
         and member.__module__ == module.__name__
     )
     text = inspect.getdoc(kind) or ''
-    parts = [f'\n## {name}\n\n{_introduction(text)}\n\n', _parameters(_classes(module))]
+    parts = [f'\n## {name}\n\n{_introduction(text)}\n\n', _parameters(_classes(module, text))]
     for title in ('Subscriptions', 'Publishers', 'Services'):
         rows = list(_topics(text, title))
         if rows:
@@ -68,11 +69,13 @@ def _introduction(text: str) -> str:
     return '\n'.join(lines).strip()
 
 
-def _classes(module: object) -> list[type]:
-    """Parameter dataclasses that the module declares."""
+def _classes(module: object, text: str) -> list[type]:
+    """Parameter dataclasses of the module, and those of `telemetry` that the docstring names."""
+    shared = vars(telemetry)
+    named = {name: shared[name] for name in re.findall(r'`(\w+)`', text) if name in shared}
     return [
         member
-        for name, member in vars(module).items()
+        for name, member in (vars(module) | named).items()
         if name.endswith('Parameters') and dataclasses.is_dataclass(member)
         if member is not CommonParameters
     ]

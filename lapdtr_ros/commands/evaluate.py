@@ -18,25 +18,27 @@ from rich.table import Table
 from tqdm import tqdm
 
 from lapdtr_ros.datasets.opv2v import Scenario as Scene
-from lapdtr_ros.datasets.opv2v import open_dataset, time_s
+from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.errors import LapdtrError
-from lapdtr_ros.evaluation.average_precision import ApResult, EvaluationProtocol, evaluate_frames
+from lapdtr_ros.evaluation.average_precision import ApResult, EvaluationProtocol
 from lapdtr_ros.evaluation.detection_pictures import detection_images
 from lapdtr_ros.evaluation.detector import (
-    FUSIONS,
     SCORE_THRESHOLD,
     DetectedFrame,
     Detector,
     DetectorReport,
     detect_scenarios,
-    fused_boxes,
+    score,
     score_detections,
 )
 from lapdtr_ros.evaluation.live import (
     Agreement,
     accuracy_record,
     compare_detections,
+    fused_offline,
+    live_precision,
     read_detections,
+    stamp_ns,
 )
 from lapdtr_ros.evaluation.report import write_report
 from lapdtr_ros.evaluation.run_record import RunRecord, dump, encode, write_record
@@ -45,8 +47,7 @@ from lapdtr_ros.evaluation.tables import print_summary
 from lapdtr_ros.models.detection import DETECTION
 from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
-from lapdtr_ros.perception.fusion import NMS
-from lapdtr_ros.perception.ground_truth import ground_truth
+from lapdtr_ros.perception.fusion import NMS, SCORE_RULES, WBF, FusionSettings
 from lapdtr_ros.scenario import Scenario, load_scenario
 
 from .run import run_scenario
@@ -95,7 +96,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add('--weights', required=True, help='.safetensors file or another identifier of weights')
     add('--split', help='train, validate, test or test_culver_city; all that are there when left')
     add('--limit', type=int, default=0, help='evaluate only the first N moments')
-    add('--method', choices=sorted(FUSIONS), default=NMS, help='how the live fleet merges boxes')
+    add('--method', choices=(NMS, WBF), default=WBF, help='how the live fleet merges boxes')
+    add('--score-rule', choices=SCORE_RULES, default='noisy_or', help='score of boxes wbf merged')
     add('--device', default='cpu', help='torch device of the offline part')
     add('--out', type=Path, default=Path('out/evaluate'), help='where to write')
     live = parser.add_mutually_exclusive_group()
@@ -122,6 +124,7 @@ def execute(options: argparse.Namespace) -> int:
     failed = False
     if options.plan is not None or options.live:
         template = load_scenario(options.plan) if options.plan is not None else None
+        settings = FusionSettings(options.method, score_rule=options.score_rule)
         live = [
             run_live(
                 scene,
@@ -129,13 +132,13 @@ def execute(options: argparse.Namespace) -> int:
                 options.model,
                 options.weights,
                 protocol,
-                method=options.method,
+                settings=settings,
                 template=template,
                 command=_command(options),
             )
             for scene in scenes
         ]
-        document['live'] = _live_document(scenes, live, protocol, options.method)
+        document['live'] = _live_document(scenes, live, protocol, settings)
         for one in live:
             print_summary(one.record, console)
         _print_live(document['live'], console)
@@ -193,7 +196,7 @@ def run_live(
     weights: str,
     protocol: EvaluationProtocol,
     *,
-    method: str = NMS,
+    settings: FusionSettings | None = None,
     template: Scenario | None = None,
     command: str = '',
 ) -> LiveScene:
@@ -207,7 +210,7 @@ def run_live(
         model: name of the model.
         weights: identifier of its weights.
         protocol: how to measure.
-        method: how boxes are merged, a key of `FUSIONS`.
+        settings: how boxes are merged, by default as a scenario that does not say.
         template: see `live_scenario`.
         command: what to type to repeat it.
 
@@ -216,21 +219,23 @@ def run_live(
         RunError: no frame came through for too long.
     """
     out.mkdir(parents=True, exist_ok=True)
-    content = live_scenario(detected, template, model, weights, method, protocol)
+    settings = settings or FusionSettings()
+    content = live_scenario(detected, template, model, weights, settings, protocol)
     path = out / 'scenario.yaml'
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding='utf-8')
     record = run_scenario(load_scenario(path), out)
     live = {frame.stamp_ns: frame.boxes for frame in read_detections(out / 'detections.json')}
-    agreement = compare_detections(live, _fused_offline(detected, method))
+    agreement = compare_detections(live, fused_offline(detected.frames, settings))
     record = dataclasses.replace(
         record,
         accuracy=accuracy_record(_live_ap([detected], [live], protocol)),
+        accuracy_alone=accuracy_record(score(detected.frames, protocol, settings, alone=True)),
         equivalence=agreement.as_equivalence('fused detections of the unsplit model offline'),
         command=command,
     )
     write_record(record, out / 'run.json')
     write_summary(record, out / 'summary.json')
-    found = [live.get(_stamp_ns(frame), Boxes.empty()) for frame in detected.frames]
+    found = [live.get(stamp_ns(frame), Boxes.empty()) for frame in detected.frames]
     images = detection_images(detected.frames, found, protocol.ground_truth_rule)
     write_report(record, out / 'report.html', images)
     return LiveScene(record, live, agreement)
@@ -241,7 +246,7 @@ def live_scenario(
     template: Scenario | None,
     model: str,
     weights: str,
-    method: str,
+    settings: FusionSettings,
     protocol: EvaluationProtocol,
 ) -> dict[str, Any]:
     """Content of a scenario that plays the evaluated moments of a scene on a fleet.
@@ -252,7 +257,7 @@ def live_scenario(
             model and fusion do not. None makes one board per vehicle and a roadside computer.
         model: name of the model.
         weights: identifier of its weights.
-        method: how boxes are merged.
+        settings: how boxes are merged.
         protocol: which cameras and vehicles take part.
 
     Raises:
@@ -262,7 +267,6 @@ def live_scenario(
     fleet = _generated_fleet(agents) if template is None else _fleet_of(template)
     device_of = _default_names(agents) if template is None else _assign(agents, template)
     frames = len(detected.frames)
-    settings = FUSIONS[method]
     return {
         'name': f'evaluate {detected.scene.name}',
         **fleet,
@@ -282,8 +286,9 @@ def live_scenario(
         'fusion': {
             'ego': device_of[agents[0]],
             'deadline_s': DEADLINE_S,
-            'method': method,
-            'iou_threshold': settings.iou_threshold,
+            'method': settings.method,
+            'score_rule': settings.score_rule,
+            'iou_threshold': settings.overlap,
             'score_threshold': SCORE_THRESHOLD,
             'communication_range_m': protocol.communication_range_m,
             'capacity': frames + 1,
@@ -348,41 +353,25 @@ def _assign(agents: Sequence[int], template: Scenario) -> dict[int, str]:
     return assigned
 
 
-def _stamp_ns(frame: DetectedFrame) -> int:
-    return round(time_s(frame.frame[frame.ego].timestamp) * 1e9)
-
-
-def _fused_offline(detected: DetectedScene, method: str) -> dict[int, Boxes]:
-    settings = FUSIONS[method]
-    return {_stamp_ns(f): fused_boxes(f, f.frame, settings) for f in detected.frames}
-
-
 def _live_ap(
     scenes: Sequence[DetectedScene],
     live: Sequence[Mapping[int, Boxes]],
     protocol: EvaluationProtocol,
 ) -> ApResult:
-    """AP of live detections; a moment without any counts as one with no boxes."""
-    rule = protocol.ground_truth_rule
-    return evaluate_frames(
-        (
-            (boxes.get(_stamp_ns(f), Boxes.empty()), ground_truth(f.frame, f.ego, rule))
-            for scene, boxes in zip(scenes, live, strict=True)
-            for f in scene.frames
-        ),
-        protocol,
-    )
+    pairs = zip(scenes, live, strict=True)
+    moments = ((f, boxes.get(stamp_ns(f))) for scene, boxes in pairs for f in scene.frames)
+    return live_precision(moments, protocol)
 
 
 def _live_document(
     scenes: Sequence[DetectedScene],
     live: Sequence[LiveScene],
     protocol: EvaluationProtocol,
-    method: str,
+    settings: FusionSettings,
 ) -> dict[str, Any]:
     frames = [frame for one in live for frame in one.record.frames]
     return {
-        'method': method,
+        'merging': settings.name,
         'fused': _live_ap(scenes, [one.detections for one in live], protocol).as_dict(),
         'equals_offline': all(one.agreement.holds for one in live),
         'agreement': {
@@ -397,6 +386,7 @@ def _live_document(
 def _command(options: argparse.Namespace) -> str:
     words = ['lapdtr', 'evaluate', str(options.dataset), '--model', options.model]
     words += ['--weights', options.weights, '--method', options.method]
+    words += ['--score-rule', options.score_rule]
     words += ['--plan', str(options.plan)] if options.plan else ['--live']
     words += ['--split', options.split] if options.split else []
     words += ['--limit', str(options.limit)] if options.limit else []
@@ -438,7 +428,7 @@ def _print_offline(report: DetectorReport, console: Console) -> None:
 def _print_live(live: Mapping[str, Any], console: Console) -> None:
     fused = live['fused']
     console.print(
-        f'live, {live["method"]}: AP30 {fused["ap30"]:.3f}, AP50 {fused["ap50"]:.3f}, '
+        f'live, {live["merging"]}: AP30 {fused["ap30"]:.3f}, AP50 {fused["ap50"]:.3f}, '
         f'AP70 {fused["ap70"]:.3f} of {fused["frames"]} moments'
     )
     for name, agreement in live['agreement'].items():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 from rich.console import Console
 
-from lapdtr_ros.evaluation.run_record import describe_stages
 from lapdtr_ros.evaluation.tables import PlanRow, print_plan_table
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.planning.cost import PlanCost
-from lapdtr_ros.planning.fleet import Weights
-from lapdtr_ros.planning.plan import Plan
+from lapdtr_ros.planning.fleet import Requirements, Weights
+from lapdtr_ros.planning.plan import Plan, describe_plan
 from lapdtr_ros.planning.solvers import SOLVERS, solve
 from lapdtr_ros.scenario import Scenario, load_scenario
 
@@ -35,6 +35,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar=('ENERGY', 'LATENCY', 'PERIOD'),
         help='weights of the objectives, instead of those in the scenario',
     )
+    parser.add_argument(
+        '--min-accuracy',
+        type=float,
+        metavar='SHARE',
+        help='least predicted accuracy, 0 to 1, instead of that in the scenario',
+    )
     parser.set_defaults(execute=execute)
 
 
@@ -47,41 +53,58 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _show(scenario: Scenario, stream: str, options: argparse.Namespace) -> None:
-    requirements = scenario.requirements
-    if options.weights:
-        requirements = dataclasses.replace(requirements, weights=Weights(*options.weights))
     section = scenario.stream(stream)
     solution = solve(
-        profile_model(scenario.file.model.name),
+        scenario.with_accuracy(profile_model(scenario.file.model.name)),
         scenario.fleet,
-        requirements,
+        _requirements(scenario, options),
         stream=stream,
         source=section.source,
         sink=scenario.sink(stream),
         solver=options.solver or scenario.file.solver,
     )
     rows = [_row('chosen', solution.plan, solution.cost, chosen=True)]
-    rows += [_row(_label(plan), plan, cost) for plan, cost in solution.alternatives]
+    rows += [_row(other.name, other.plan, other.cost) for other in solution.alternatives]
     console = Console()
     print_plan_table(rows, console, title=f'{scenario.file.model.name} for {stream}')
+    for text in (f'why: {solution.reason}', *_accuracy_lines(scenario, solution.cost)):
+        console.print(text, markup=False, highlight=False)
     console.print(
         f'{solution.solver} solver, {solution.seconds * 1e3:.1f} ms; energy above idle, '
         f'modelled from the device classes'
     )
 
 
-def _label(plan: Plan) -> str:
-    if len(plan.stages) > 1:
-        return 'two stages'
-    return 'source alone' if plan.stages[0].device == plan.source else 'one device'
+def _requirements(scenario: Scenario, options: argparse.Namespace) -> Requirements:
+    requirements = scenario.requirements
+    if options.weights:
+        energy, latency, period = options.weights
+        weights = Weights(energy, latency, period, requirements.weights.accuracy)
+        requirements = dataclasses.replace(requirements, weights=weights)
+    if options.min_accuracy is not None:
+        requirements = dataclasses.replace(requirements, min_accuracy=options.min_accuracy)
+    return requirements
+
+
+def _accuracy_lines(scenario: Scenario, cost: PlanCost) -> list[str]:
+    """What the predicted accuracy means."""
+    table = scenario.table
+    if table is None:
+        return []
+    margin = f' (90 % error {cost.accuracy_margin:.3f})' if cost.accuracy_margin else ''
+    return [
+        f'accuracy {cost.accuracy:.3f}{margin} of {table.accuracy:.3f} without loss: '
+        f'{table.metric}, {table.frames} frames of {table.dataset}'
+    ]
 
 
 def _row(label: str, plan: Plan, cost: PlanCost, chosen: bool = False) -> PlanRow:
     return PlanRow(
         label=label,
-        stages_text=describe_stages(plan.stages),
+        stages_text=describe_plan(plan),
         energy_j=cost.energy_j,
         latency_s=cost.latency_s,
         period_s=cost.period_s,
+        note='' if math.isnan(cost.accuracy) else f'accuracy {cost.accuracy:.3f}',
         chosen=chosen,
     )

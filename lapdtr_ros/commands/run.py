@@ -9,7 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lapdtr_ros.bringup import Intervention, ProcessGroup, fleet_processes, recorder_process
+from lapdtr_ros.bringup import (
+    Intervention,
+    Outage,
+    ProcessGroup,
+    fleet_processes,
+    recorder_process,
+)
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.evaluation.report import write_report
 from lapdtr_ros.evaluation.run_record import RunRecord
@@ -77,7 +83,7 @@ def run_scenario(
     out: Path,
     *,
     frames: int = 0,
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Intervention | Outage] = (),
     save_outputs: bool = False,
     bag: Path | None = None,
 ) -> RunRecord:
@@ -87,7 +93,7 @@ def run_scenario(
         scenario: what to run.
         out: directory for logs, the run record and outputs.
         frames: frames per stream; 0 as the scenario says.
-        interventions: what a user does meanwhile.
+        interventions: what a user does meanwhile, and which processes die.
         save_outputs: keep every output as ``.npy`` under ``out/outputs``.
         bag: directory for a recording of all topics; none when None.
 

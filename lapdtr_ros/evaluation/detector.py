@@ -37,10 +37,13 @@ SCORE_THRESHOLD = 0.05  # AP integrates over all scores; lower ones cost time an
 
 Fusions = Mapping[str, FusionSettings]
 
-# Boxes from several views disagree more than those from one, hence the larger groups of WBF.
 FUSIONS: Fusions = {
-    NMS: FusionSettings(method=NMS, iou_threshold=0.15),
-    WBF: FusionSettings(method=WBF, iou_threshold=0.3),
+    settings.name: settings
+    for settings in (
+        FusionSettings(NMS),
+        FusionSettings(WBF, score_rule='max'),
+        FusionSettings(WBF, score_rule='noisy_or'),
+    )
 }
 
 

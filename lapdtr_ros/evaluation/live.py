@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lapdtr_ros.datasets.opv2v import Scenario, time_s
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.perception.boxes import Boxes
 from lapdtr_ros.perception.cooperation import FusedFrame
+from lapdtr_ros.perception.detection_targets import Grid, decode
+from lapdtr_ros.perception.fusion import FusionSettings
 from lapdtr_ros.perception.geometry import wrap_angle
+from lapdtr_ros.perception.ground_truth import ground_truth
 
-from .average_precision import ApResult
+from .average_precision import ApResult, EvaluationProtocol, evaluate_frames
+from .detector import SCORE_THRESHOLD, DetectedFrame, fused_boxes
 from .run_record import MEASURED, AccuracyRecord, Equivalence, dump, encode
 
 DETECTIONS_FORMAT = 'lapdtr_ros/detections'
@@ -74,6 +79,66 @@ def _frame_from_json(fields: dict[str, Any]) -> FusedFrame:
     boxes = Boxes.from_vectors(rows[:, :7], rows[:, 7], rows[:, 8].astype(np.int64))
     lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
     return FusedFrame(**{**fields, **lists}, boxes=boxes)
+
+
+def stamp_ns(frame: DetectedFrame) -> int:
+    """Time of a moment as sources stamp it, nanoseconds."""
+    return round(time_s(frame.frame[frame.ego].timestamp) * 1e9)
+
+
+def fused_offline(frames: Iterable[DetectedFrame], settings: FusionSettings) -> dict[int, Boxes]:
+    """What all vehicles found together, by stamp, fused in this process."""
+    return {stamp_ns(one): fused_boxes(one, one.frame, settings) for one in frames}
+
+
+def live_precision(
+    moments: Iterable[tuple[DetectedFrame, Boxes | None]], protocol: EvaluationProtocol
+) -> ApResult:
+    """AP of live detections.
+
+    Args:
+        moments: the annotated moment with what the fleet found, None where it said nothing; that
+            counts as no boxes.
+        protocol: how to measure.
+    """
+    rule = protocol.ground_truth_rule
+    return evaluate_frames(
+        (
+            (Boxes.empty() if boxes is None else boxes, ground_truth(one.frame, one.ego, rule))
+            for one, boxes in moments
+        ),
+        protocol,
+    )
+
+
+def decode_outputs(
+    scene: Scenario,
+    cameras: Mapping[str, tuple[int, int]],
+    output: Callable[[str, int], np.ndarray | None],
+    grid: Grid,
+) -> list[DetectedFrame]:
+    """Boxes in the outputs of a fleet that played a scene, one entry per moment.
+
+    Args:
+        scene: what was played.
+        cameras: agent and camera number of each stream.
+        output: the model's output, (1, 9, rows, columns), of a stream and the position of a moment;
+            None when there is none.
+        grid: cells of the output.
+    """
+    agents = [agent.id for agent in scene.agents]
+    frames = []
+    for position, timestamp in enumerate(scene.timestamps):
+        frame = {agent: scene.frame(agent, timestamp) for agent in agents}
+        found: dict[int, list[Boxes]] = {agent: [] for agent in agents}
+        for stream, (agent, number) in cameras.items():
+            camera = frame[agent].cameras[number].resized(grid.width, grid.height)
+            values = output(stream, position)
+            if values is not None:
+                boxes = decode(values[0], camera, grid, score_threshold=SCORE_THRESHOLD)
+                found[agent].append(boxes)
+        frames.append(DetectedFrame(frame, {agent: tuple(one) for agent, one in found.items()}))
+    return frames
 
 
 def accuracy_record(result: ApResult, level: str = MEASURED) -> AccuracyRecord:

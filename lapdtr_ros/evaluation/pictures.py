@@ -6,7 +6,7 @@ All functions take and return plain arrays; pictures are uint8 RGB of shape (hei
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -102,6 +102,35 @@ def side_by_side(pictures: Sequence[Picture], gap: int = 8) -> Picture:
     return np.concatenate(columns, axis=1)
 
 
+def in_rows(pictures: Sequence[Picture], columns: int, gap: int = 8) -> Picture:
+    """Put pictures in rows of ``columns``, all at the size of the first; the rest stays white."""
+    if not pictures:
+        raise PictureError('in_rows got no picture: give at least one')
+    height, width = pictures[0].shape[:2]
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    shape = rows * (height + gap) - gap, columns * (width + gap) - gap, 3
+    canvas = np.full(shape, 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        _check_picture(picture)
+        top, left = (place // columns) * (height + gap), (place % columns) * (width + gap)
+        scaled = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+        canvas[top : top + height, left : left + width] = np.asarray(scaled)
+    return canvas
+
+
+def titled(picture: Picture, title: str) -> Picture:
+    """The picture with a short title on a plate in its upper left corner."""
+    _check_picture(picture)
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(max(_LETTERS, canvas.height // 24))
+    left, top, right, bottom = pen.textbbox((16, 14), title, font=font)
+    pen.rounded_rectangle((left - 8, top - 6, right + 8, bottom + 6), 4, fill=_INK)
+    pen.text((16, 14), title, fill=WHITE, font=font)
+    return np.asarray(canvas)
+
+
 def encode_png(picture: Picture) -> bytes:
     """The picture as PNG file."""
     _check_picture(picture)
@@ -159,6 +188,7 @@ def bird_view(
     scores: Sequence[float] = (),
     y_axis: Literal['left', 'right'] = 'left',
     width: int = 900,
+    partners: Mapping[str, tuple[float, float, float]] | None = None,
 ) -> Picture:
     """Boxes seen from above with the ego vehicle in the origin looking to the right.
 
@@ -170,6 +200,7 @@ def bird_view(
         scores: one per detection, written beside it, or none at all.
         y_axis: whether y grows to the left of the ego vehicle (ROS) or to the right (OPV2V).
         width: of the picture in pixels; the height follows from the range.
+        partners: other connected vehicles by name, (x, y) in metres and yaw from x to y in radians.
 
     Returns:
         (H, W, 3) uint8.
@@ -197,10 +228,13 @@ def bird_view(
         _draw_ground_box(pen, to_pixels(corners), GREEN, filled=True)
     for corners in detections:
         _draw_ground_box(pen, to_pixels(corners), ORANGE, filled=False)
-    ego = np.array([[2.6, 0.0], [-1.8, 1.1], [-1.0, 0.0], [-1.8, -1.1]])
-    pen.polygon(_points(to_pixels(ego)), fill=WHITE)
+    partners = partners or {}
+    for x, y, yaw in partners.values():
+        pen.polygon(_points(to_pixels(_arrow(x, y, yaw))), fill=SKY)
+    pen.polygon(_points(to_pixels(_arrow(0.0, 0.0, 0.0))), fill=WHITE)
     canvas = canvas.resize((width, height), Image.Resampling.LANCZOS)
     _write_bird_view(canvas, to_pixels, detections, scores)
+    _write_partners(canvas, to_pixels, partners)
     return np.asarray(canvas)
 
 
@@ -216,6 +250,13 @@ def _draw_ground_box(
     pen.line([*outline, outline[0], outline[1]], fill=colour, width=2 * _SMOOTH, joint='curve')
     nose = pixels[:2].mean(axis=0)
     pen.line(_points(np.stack([pixels.mean(axis=0), nose])), fill=colour, width=2 * _SMOOTH)
+
+
+def _arrow(x: float, y: float, yaw: float) -> NDArray[np.floating]:
+    """Outline (4, 2) in metres of the mark of a connected vehicle."""
+    outline = np.array([[2.6, 0.0], [-1.8, 1.1], [-1.0, 0.0], [-1.8, -1.1]])
+    turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
+    return outline @ turn + (x, y)
 
 
 def _ring_radii(view_range: tuple[float, float, float, float]) -> list[int]:
@@ -252,11 +293,23 @@ def _write_bird_view(
             place = (right / _SMOOTH + 3, top / _SMOOTH - 3)
             pen.text(place, f'{score:.2f}', fill=ORANGE, font=font, anchor='lm')
     x = 12.0
-    legend = (('ground truth', GREEN), ('detection', ORANGE), ('ego vehicle', WHITE))
+    legend = (('ground truth', GREEN), ('detection', ORANGE), ('ego', WHITE), ('partner', SKY))
     for name, colour in legend:
         pen.rectangle((x, 13, x + 12, 23), outline=colour, width=2)
         pen.text((x + 18, 18), name, fill=WHITE, font=font, anchor='lm')
         x += 18 + pen.textlength(name, font=font) + 20
+
+
+def _write_partners(
+    canvas: Image.Image,
+    to_pixels: _ToPixels,
+    partners: Mapping[str, tuple[float, float, float]],
+) -> None:
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_LETTERS)
+    for name, (x, y, _) in partners.items():
+        column, row = to_pixels(np.array([[x, y]]))[0] / _SMOOTH
+        pen.text((column, row + _LETTERS), name, fill=SKY, font=font, anchor='mt')
 
 
 def _draw_labels(

@@ -16,12 +16,15 @@ from lapdtr_ros.errors import LapdtrError
 
 from . import charts
 from .pictures import Picture, encode_png
-from .run_record import EMULATED, MEASURED, SIMULATED, AccuracyRecord, PlanRecord, RunRecord
+from .run_record import EMULATED, MEASURED, SIMULATED, PlanRecord, RunRecord
 from .summary import (
     Comparison,
     Figure,
     Summary,
+    alike,
+    describe_accuracy,
     headlines,
+    names,
     number,
     percent,
     predicted,
@@ -122,7 +125,7 @@ def render_report(record: RunRecord, images: Sequence[ReportImage] = ()) -> str:
         summary=summary,
         verdict=verdict(record, summary),
         good=_is_good(record, summary),
-        cards=_cards(summary, record.accuracy),
+        cards=_cards(record, summary),
         plans=_plan_views(record, summary),
         more_plans=max(len(record.plans) - MAX_PLANS, 0),
         timelines=[
@@ -136,7 +139,18 @@ def render_report(record: RunRecord, images: Sequence[ReportImage] = ()) -> str:
         comparison_charts=_comparison_charts(summary),
         apart=[c for c in summary.comparisons if c.saving.value is None],
         battery_chart=charts.battery_chart(record) if charts.has_batteries(record) else None,
-        images=[(image.title, _data_uri(image), image.caption) for image in images],
+        images=[
+            (image.title, _data_uri(image), image.caption, _is_wide(image)) for image in images
+        ],
+        accuracies=[
+            (name, accuracy)
+            for name, accuracy in (
+                ('the ego alone', record.accuracy_alone),
+                ('all vehicles', record.accuracy),
+            )
+            if accuracy is not None
+        ],
+        accuracy_words=describe_accuracy(record.accuracy) if record.accuracy else '',
         devices=summary.devices[:MAX_DEVICES],
         more_devices=max(len(summary.devices) - MAX_DEVICES, 0),
         hops=summary.hops[:MAX_HOPS],
@@ -153,7 +167,7 @@ def _is_good(record: RunRecord, summary: Summary) -> bool:
     return bool(summary.frames_finished.value) and not failed and not unequal
 
 
-def _cards(summary: Summary, accuracy: AccuracyRecord | None) -> list[_Card]:
+def _cards(record: RunRecord, summary: Summary) -> list[_Card]:
     savings = [
         f'{_saving(comparison)} {comparison.baseline_name}'
         for comparison in summary.comparisons
@@ -172,17 +186,19 @@ def _cards(summary: Summary, accuracy: AccuracyRecord | None) -> list[_Card]:
         _card('Busiest device', summary.busiest_share, busiest.name if busiest else ''),
         _card('Finished', summary.frames_finished, f'{lost} lost', f'{twice} received twice'),
         _card('Difference to unsplit', summary.max_abs_diff, 'largest of any output element'),
-        _card('Accuracy', summary.accuracy, *_accuracy_notes(accuracy)),
+        _card('Accuracy', summary.accuracy, *_accuracy_notes(record)),
     ]
 
 
-def _accuracy_notes(accuracy: AccuracyRecord | None) -> list[str]:
+def _accuracy_notes(record: RunRecord) -> list[str]:
+    accuracy, alone = record.accuracy, record.accuracy_alone
     if accuracy is None:
         return ['not evaluated in this run']
-    protocol = accuracy.protocol
     return [
-        f'AP30 {accuracy.ap30:.3f}, AP70 {accuracy.ap70:.3f}; {protocol.get("sort")} sort',
-        f'{accuracy.ground_truths} vehicles in {accuracy.frames} frames of {protocol.get("split")}',
+        '' if alone is None else f'AP50 of the ego alone {number(alone.ap50)}',
+        f'AP30 {number(accuracy.ap30)}, AP70 {number(accuracy.ap70)}',
+        f'{accuracy.protocol.get("sort")} sort; {accuracy.ground_truths} vehicles in '
+        f'{accuracy.frames} moments of {accuracy.protocol.get("split")}',
     ]
 
 
@@ -201,19 +217,20 @@ def _plan_views(record: RunRecord, summary: Summary) -> list[_PlanView]:
     views = []
     for plan in record.plans[:MAX_PLANS]:
         epoch = results[plan.epoch]
-        streams = plan.streams[:MAX_STREAMS]
+        groups = alike(plan.streams)
+        drawn = groups[:MAX_STREAMS]
         views.append(
             _PlanView(
                 plan=plan,
                 drawings=tuple(
                     (
-                        stream.stream,
-                        predicted(stream),
-                        charts.plan_figure(record, plan, stream, summary.hops),
+                        names(group),
+                        predicted(group[0]),
+                        charts.plan_figure(record, plan, group[0], summary.hops),
                     )
-                    for stream in streams
+                    for group in drawn
                 ),
-                more_streams=len(plan.streams) - len(streams),
+                more_streams=sum(len(group) for group in groups[MAX_STREAMS:]),
                 result=_epoch_words(epoch.frames, epoch.energy_mj, epoch.latency_p50_ms),
             )
         )
@@ -251,6 +268,11 @@ def _data_uri(image: ReportImage) -> str:
         if data.startswith(signature):
             return f'data:{media_type};base64,{base64.b64encode(data).decode("ascii")}'
     raise ReportError(f'image {image.title!r} is neither PNG nor JPEG: encode it first')
+
+
+def _is_wide(image: ReportImage) -> bool:
+    """Whether a picture needs the whole page to be seen."""
+    return isinstance(image.picture, np.ndarray) and image.picture.shape[1] >= PICTURE_WIDTH
 
 
 def _shrink(picture: Picture) -> Picture:

@@ -7,11 +7,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from lapdtr_ros.energy.ends import Journey, ends_energy
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome, Result
-from lapdtr_ros.planning.cost import InfeasiblePlanError, PlanCost, evaluate, violations
+from lapdtr_ros.planning.cost import InfeasiblePlanError, evaluate, violations
 from lapdtr_ros.planning.fleet import Device
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 from lapdtr_ros.planning.profile import ModelProfile
@@ -19,6 +21,7 @@ from lapdtr_ros.scenario import Scenario
 
 from .run_record import (
     EMULATED,
+    MEASURED,
     BaselineRecord,
     DeviceRecord,
     FrameRecord,
@@ -47,13 +50,15 @@ class RunBuilder:
         self._began_ns = time.time_ns()
         self._plans: dict[int, PlanRecord] = {}
         self._frames: list[FrameRecord] = []
+        self._metered: dict[str, bool] = {}
+        self._scale = scenario.file.execution.device_seconds
         self._telemetry: list[TelemetryRecord] = []
 
     def add_plan(self, plan: FleetPlan, now: float) -> None:
         """A fleet plan was heard."""
         self._plans[plan.epoch] = PlanRecord(
             epoch=plan.epoch,
-            time_s=now - self._began_s,
+            time_s=self._since_start(now),
             reason=plan.reason,
             solver=plan.solver,
             streams=tuple(_stream_record(decision) for decision in plan.streams.values()),
@@ -66,8 +71,8 @@ class RunBuilder:
                 stream=outcome.stream,
                 seq=outcome.seq,
                 epoch=outcome.epoch,
-                sent_s=now - outcome.latency_s - self._began_s,
-                latency_s=outcome.latency_s,
+                sent_s=self._since_start(now - outcome.latency_s),
+                latency_s=outcome.latency_s * self._scale,
                 outcome=outcome.outcome,
                 picture_bytes=outcome.picture_bytes,
                 stages=tuple(
@@ -75,15 +80,16 @@ class RunBuilder:
                         device=stage.device,
                         start=stage.start,
                         stop=stage.stop,
-                        queue_s=stage.queue_s,
-                        compute_s=stage.compute_s,
+                        queue_s=stage.queue_s * self._scale,
+                        compute_s=stage.compute_s * self._scale,
                         received_bytes=stage.received_bytes,
                         sent_bytes=stage.sent_bytes,
                         energy_j=stage.energy_j,
-                        start_s=(stage.started_ns - self._began_ns) * 1e-9,
+                        start_s=(stage.started_ns - self._began_ns) * 1e-9 * self._scale,
                     )
                     for stage in outcome.trace
                 ),
+                ends_j=self._ends_j(outcome),
             )
         )
 
@@ -94,7 +100,7 @@ class RunBuilder:
                 stream=result.stream,
                 seq=result.seq,
                 epoch=result.epoch,
-                sent_s=now - self._began_s,
+                sent_s=self._since_start(now),
                 latency_s=0.0,
                 outcome=FINISHED,
                 picture_bytes=0,
@@ -102,11 +108,21 @@ class RunBuilder:
         )
 
     def add_telemetry(
-        self, now: float, device: str, soc: float, energy_j: float, load: float, queue: int
+        self,
+        now: float,
+        device: str,
+        soc: float,
+        energy_j: float,
+        load: float,
+        queue: int,
+        time_ratio: float = math.nan,
+        measured: bool = False,
     ) -> None:
-        """A device reported its state."""
+        """A device reported its state; ``measured`` says that its energy came from a meter."""
+        self._metered[device] = measured
+        time_s = self._since_start(now)
         self._telemetry.append(
-            TelemetryRecord(now - self._began_s, device, soc, energy_j, load, queue)
+            TelemetryRecord(time_s, device, soc, energy_j, load, queue, time_ratio)
         )
 
     def build(self) -> RunRecord:
@@ -126,15 +142,53 @@ class RunBuilder:
             telemetry=tuple(self._telemetry),
             baselines=self._baselines(),
             unit_flops=tuple(unit.flops for unit in self._profile.units),
+            time_level=EMULATED if file.execution.emulate else MEASURED,
+            energy_level=self._energy_level(),
+            time_scale=self._scale,
         )
 
-    def _baselines(self) -> tuple[BaselineRecord, ...]:
-        """The whole model on one device, for the first stream, without limits on time and energy.
+    def _energy_level(self) -> str:
+        """Measured only if every device has a meter; a sum is as good as its worst part."""
+        metered = self._metered.values()
+        return MEASURED if metered and all(metered) else EMULATED
 
-        The best device of all is listed too when memory or the rule on pictures forbids it: that
-        is what the constraint costs.
+    def _since_start(self, now: float) -> float:
+        """Seconds of the fleet since the start of the run."""
+        return (now - self._began_s) * self._scale
+
+    def _ends_j(self, outcome: FrameOutcome) -> float:
+        """Modelled energy of source and sink beside the stages."""
+        if not outcome.trace:
+            return 0.0
+        journey = Journey(
+            source=self._scenario.stream(outcome.stream).source,
+            sink=self._scenario.sink(outcome.stream),
+            devices=tuple(stage.device for stage in outcome.trace),
+            picture_bytes=outcome.picture_bytes,
+            result_bytes=outcome.trace[-1].sent_bytes,
+        )
+        spent = ends_energy(journey, self._scenario.fleet, self._profile)
+        return sum(part.total_j for part in spent.values())
+
+    def _baselines(self) -> tuple[BaselineRecord, ...]:
+        """The whole model without partitioning, mean per frame over all streams.
+
+        Every stream on its own source, and all streams on one device: the best one that may, and
+        the best one of all when memory or the rule on pictures forbids it: that is what the
+        constraint costs. Limits on time and energy do not count here.
         """
-        name, section = next(iter(self._scenario.file.streams.items()))
+        streams = self._scenario.file.streams
+        sources = {name: section.source for name, section in streams.items()}
+        own = self._unsplit(sources)
+        single = {
+            device: cost
+            for device in self._scenario.fleet.devices
+            if (cost := self._unsplit(dict.fromkeys(streams, device))) is not None
+        }
+        return tuple(_baseline_records(tuple(dict.fromkeys(sources.values())), own, single))
+
+    def _unsplit(self, device_of: Mapping[str, str]) -> _Unsplit | None:
+        """The whole model of every stream on a device; None where no link leads there."""
         requirements = dataclasses.replace(
             self._scenario.requirements,
             max_latency_s=math.inf,
@@ -142,37 +196,49 @@ class RunBuilder:
             max_energy_j=math.inf,
         )
         fleet = self._scenario.fleet
-        costs: dict[str, PlanCost] = {}
-        allowed: dict[str, PlanCost] = {}
-        for device in fleet.devices:
+        costs, allowed = [], True
+        for name, device in device_of.items():
+            source, sink = self._scenario.stream(name).source, self._scenario.sink(name)
             stage = Stage(device, 0, len(self._profile))
-            sink = self._scenario.sink(name)
-            plan = Plan(name, self._profile.model, section.source, sink, (stage,))
+            plan = Plan(name, self._profile.model, source, sink, (stage,))
             try:
-                costs[device] = evaluate(plan, self._profile, fleet, requirements)
+                cost = evaluate(plan, self._profile, fleet, requirements)
             except InfeasiblePlanError:
-                continue
-            if not violations(plan, costs[device], fleet, requirements):
-                allowed[device] = costs[device]
-        return tuple(_baseline_records(section.source, costs, allowed))
+                return None
+            costs.append(cost)
+            allowed &= not violations(plan, cost, fleet, requirements)
+        energy_j = sum(cost.energy_j for cost in costs) / len(costs)
+        latency_s = sum(cost.latency_s for cost in costs) / len(costs)
+        return _Unsplit(energy_j, latency_s, allowed)
+
+
+@dataclass(frozen=True)
+class _Unsplit:
+    """Cost per frame of the whole model on one device, and whether that is allowed."""
+
+    energy_j: float
+    latency_s: float
+    allowed: bool
+
+    def record(self, name: str) -> BaselineRecord:
+        return BaselineRecord(name, self.energy_j, self.latency_s, EMULATED)
 
 
 def _baseline_records(
-    source: str, costs: dict[str, PlanCost], allowed: dict[str, PlanCost]
+    sources: Sequence[str], own: _Unsplit | None, single: Mapping[str, _Unsplit]
 ) -> Iterator[BaselineRecord]:
+    allowed = {device: cost for device, cost in single.items() if cost.allowed}
     best = min(allowed, key=lambda device: allowed[device].energy_j, default=None)
-    if source in costs:
-        note = 'source, best allowed' if best == source else 'source'
-        yield _baseline(f'{source} alone ({note})', costs[source])
-    if best is not None and best != source:
-        yield _baseline(f'{best} alone (best allowed)', allowed[best])
-    cheapest = min(costs, key=lambda device: costs[device].energy_j, default=None)
+    if len(sources) > 1 and own is not None:
+        yield own.record('each source alone')
+    elif own is not None:
+        note = 'source, best allowed' if best == sources[0] else 'source'
+        yield own.record(f'{sources[0]} alone ({note})')
+    if best is not None and (best,) != tuple(sources):
+        yield allowed[best].record(f'{best} alone (best allowed)')
+    cheapest = min(single, key=lambda device: single[device].energy_j, default=None)
     if cheapest is not None and cheapest not in allowed:
-        yield _baseline(f'{cheapest} alone (not allowed here)', costs[cheapest])
-
-
-def _baseline(name: str, cost: PlanCost) -> BaselineRecord:
-    return BaselineRecord(name, cost.energy_j, cost.latency_s, EMULATED)
+        yield single[cheapest].record(f'{cheapest} alone (not allowed here)')
 
 
 def _stream_record(decision: StreamDecision) -> StreamPlanRecord:

@@ -162,6 +162,7 @@ class FrameRecord:
         outcome: `FINISHED`, `LOST`, or `REFUSED`: its picture could not be read, nothing was sent.
         picture_bytes: payload that left the source [B].
         stages: in the order the frame travelled.
+        ends_j: energy of source and sink beside the stages: picture coding and radio [J].
     """
 
     stream: str
@@ -172,19 +173,31 @@ class FrameRecord:
     outcome: str
     picture_bytes: int
     stages: tuple[StageRecord, ...] = ()
+    ends_j: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice('outcome of a frame', self.outcome, (FINISHED, LOST, REFUSED))
 
     @property
     def energy_j(self) -> float:
-        """Energy of all stages [J]; NaN when one is unknown, since a part is not the whole."""
-        return sum(stage.energy_j for stage in self.stages) if self.stages else math.nan
+        """Energy of all devices [J]; NaN when a part is unknown, since a part is not the whole."""
+        stages_j = (stage.energy_j for stage in self.stages)
+        return sum(stages_j, self.ends_j) if self.stages else math.nan
 
 
 @dataclass(frozen=True)
 class TelemetryRecord:
-    """One reading of a device: state of charge, energy used [J], busy share, frames waiting."""
+    """One reading of a device.
+
+    Attributes:
+        time_s: when it was heard, seconds since the start of the run.
+        device: name of the device.
+        soc: state of charge, 0 to 1.
+        energy_j: energy used since the node started [J].
+        load: share of time the device was busy.
+        queue: frames waiting.
+        time_ratio: taken / expected time of its stages, NaN if unknown.
+    """
 
     time_s: float
     device: str
@@ -192,6 +205,7 @@ class TelemetryRecord:
     energy_j: float
     load: float
     queue: int
+    time_ratio: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -283,9 +297,11 @@ class RunRecord:
         baselines: runs or predictions without partitioning.
         unit_flops: FLOPs of each unit for one frame, empty if unknown.
         accuracy: None when results were not compared with annotations.
+        accuracy_alone: of the ego's own cameras at the same moments, None likewise.
         command: what to type to repeat the run.
         time_level: level of latency, frame rate and busy share.
         energy_level: level of all energies of stages.
+        time_scale: seconds of the fleet per second of the host; other than 1 only when emulated.
     """
 
     name: str
@@ -302,9 +318,11 @@ class RunRecord:
     baselines: tuple[BaselineRecord, ...] = ()
     unit_flops: tuple[float, ...] = ()
     accuracy: AccuracyRecord | None = None
+    accuracy_alone: AccuracyRecord | None = None
     command: str = ''
     time_level: str = MEASURED
     energy_level: str = EMULATED
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice('time_level', self.time_level, LEVELS)

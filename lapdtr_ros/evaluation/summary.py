@@ -22,6 +22,7 @@ from .run_record import (
     REFUSED,
     SCHEMA_VERSION,
     SIMULATED,
+    AccuracyRecord,
     BaselineRecord,
     FrameRecord,
     RunRecord,
@@ -42,6 +43,9 @@ SHARE = 'share'
 
 # Share of the finished frames left out at each end when the steady frame rate is taken.
 _WARM_UP = 0.1
+
+# Stages that take longer than their class by more than this factor are told.
+_LATE = 1.1
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ class Summary:
     frames_per_s: Figure
     energy_mj: Figure
     accuracy: Figure
+    accuracy_alone: Figure
     busiest_share: Figure
     communication_bytes: Figure
     plan_changes: Figure
@@ -173,7 +178,8 @@ def summarise(record: RunRecord) -> Summary:
     * Busy share is computing time, of lost frames too, over the span from the first picture sent
       to the last result received; the utilization of the run is that of its busiest device.
     * Communication is the payload between different devices, with picture and result.
-    * Accuracy is the AP at IoU 0.5; a plain run, not compared with annotations, has none.
+    * Accuracy is the AP at IoU 0.5, of all vehicles together and of the ego alone; a plain run, not
+      compared with annotations, has none.
     """
     frames = first_finished(record)
     sent = {(f.stream, f.seq) for f in record.frames if f.outcome != REFUSED}
@@ -200,7 +206,8 @@ def summarise(record: RunRecord) -> Summary:
         latency_p95_ms=Figure(_percentile(latencies_ms, 95), 'ms', time),
         frames_per_s=Figure(_steady_rate(frames), 'frames/s', time),
         energy_mj=energy_mj,
-        accuracy=_accuracy(record, counted),
+        accuracy=_accuracy(record.accuracy, counted),
+        accuracy_alone=_accuracy(record.accuracy_alone, counted),
         busiest_share=_largest([device.busy_share for device in devices], time),
         communication_bytes=Figure(_communication(hops, len(frames)), 'B/frame', counted),
         plan_changes=Figure(max(len(record.plans) - 1, 0), '', counted),
@@ -221,6 +228,9 @@ def summary_json(record: RunRecord) -> str:
             'version': SCHEMA_VERSION,
             'run': record.name,
             'metrics': encode(dict(summary.metrics)),
+            'accuracy': encode(
+                {'all_vehicles': record.accuracy, 'ego_alone': record.accuracy_alone}
+            ),
             'summary': encode(summary),
         }
     )
@@ -238,6 +248,7 @@ def headlines(summary: Summary) -> list[tuple[str, Figure]]:
         ('latency, 95th percentile', summary.latency_p95_ms),
         ('energy consumption', summary.energy_mj),
         ('accuracy', summary.accuracy),
+        ('accuracy, ego alone', summary.accuracy_alone),
         ('resource utilization, busiest device', summary.busiest_share),
         ('communication overhead', summary.communication_bytes),
         ('frame rate, steady', summary.frames_per_s),
@@ -263,7 +274,7 @@ def show(figure: Figure) -> str:
 
 
 def verdict(record: RunRecord, summary: Summary) -> str:
-    """Whether every frame came back once and split equals unsplit, in one sentence each."""
+    """Whether every frame came back once, split equals unsplit and emulation kept its pace."""
     sent, finished, lost, twice = (
         int(figure.value or 0)
         for figure in (
@@ -274,6 +285,8 @@ def verdict(record: RunRecord, summary: Summary) -> str:
         )
     )
     frames = f'{finished} of {sent} frames finished, {lost} lost, {twice} received twice.'
+    if record.time_level == EMULATED:
+        frames += f' {_pace(record)}'
     check = record.equivalence
     if check is None:
         return f'{frames} Results were not compared with the unsplit model.'
@@ -282,6 +295,48 @@ def verdict(record: RunRecord, summary: Summary) -> str:
         f'{frames} Split {word} unsplit: largest difference {number(check.max_abs_diff)} over '
         f'{check.frames} frames (tolerance {check.tolerance:g}, reference: {check.reference}).'
     )
+
+
+def _pace(record: RunRecord) -> str:
+    """Whether the host was fast enough for the classes that it emulated."""
+    ratios = defaultdict(list)
+    for reading in record.telemetry:
+        if math.isfinite(reading.time_ratio):
+            ratios[reading.device].append(reading.time_ratio)
+    medians = {device: float(np.median(values)) for device, values in ratios.items()}
+    late = {device: ratio for device, ratio in medians.items() if ratio > _LATE}
+    scale = f'Emulated at time scale {record.time_scale:g}'
+    if not late:
+        return f'{scale}; every device kept the pace of its class.'
+    told = ', '.join(f'{device} ({ratio:.1f} times)' for device, ratio in late.items())
+    return f'{scale}; slower than their class: {told}. Lower execution.time_scale.'
+
+
+def describe_accuracy(accuracy: AccuracyRecord) -> str:
+    """What the figures of an accuracy depend on, in words."""
+    protocol = accuracy.protocol
+    (x_low, x_high), (y_low, y_high) = protocol['limits']['x'], protocol['limits']['y']
+    return (
+        f'{accuracy.frames} moments of {protocol["split"]}, {accuracy.ground_truths} vehicles to '
+        f'find within x {x_low:g} to {x_high:g} m and y {y_low:g} to {y_high:g} m of the ego; '
+        f'overlap (IoU) seen from above, {protocol["sort"]} sort; cameras '
+        f'{", ".join(map(str, protocol["cameras"]))}; vehicles within '
+        f'{protocol["communication_range_m"]:g} m share what they find'
+    )
+
+
+def alike(streams: Iterable[StreamPlanRecord]) -> list[tuple[StreamPlanRecord, ...]]:
+    """Streams of one source with the same stages and predictions, put together."""
+    groups: dict[tuple[object, ...], list[StreamPlanRecord]] = {}
+    for stream in streams:
+        key = stream.source, stream.sink, stream.stages, stream.picture, predicted(stream)
+        groups.setdefault(key, []).append(stream)
+    return [tuple(group) for group in groups.values()]
+
+
+def names(streams: Iterable[StreamPlanRecord]) -> str:
+    """Names of streams for people."""
+    return ', '.join(stream.stream for stream in streams)
 
 
 def predicted(stream: StreamPlanRecord) -> str:
@@ -477,10 +532,10 @@ def _compare(quantity: str, run: Figure, baseline: BaselineRecord, value_si: flo
     )
 
 
-def _accuracy(record: RunRecord, level: str) -> Figure:
-    if record.accuracy is None:
+def _accuracy(accuracy: AccuracyRecord | None, level: str) -> Figure:
+    if accuracy is None:
         return Figure(None, '', level)
-    return Figure(_finite(record.accuracy.ap50), 'AP50', record.accuracy.level)
+    return Figure(_finite(accuracy.ap50), 'AP50', accuracy.level)
 
 
 def _largest(figures: Sequence[Figure], level: str) -> Figure:

@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .run_record import PlanRecord, RunRecord, describe_units
+from .run_record import AccuracyRecord, PlanRecord, RunRecord, describe_units
 from .summary import (
     ABSENT,
     Summary,
+    alike,
+    describe_accuracy,
     headlines,
+    names,
     number,
     percent,
     predicted,
@@ -80,6 +83,8 @@ def print_summary(record: RunRecord, console: Console) -> None:
     _print_headlines(summary, console)
     if summary.comparisons:
         _print_comparisons(summary, console)
+    if record.accuracy is not None:
+        _print_accuracy(record.accuracy, record.accuracy_alone, console)
     console.print(_text(verdict(record, summary), console))
 
 
@@ -89,15 +94,16 @@ def _print_plan(record: RunRecord, plan: PlanRecord, console: Console) -> None:
         table.add_column(heading, overflow='fold')
     table.add_column('of FLOPs', justify='right')
     classes = {device.name: device.device_class for device in record.devices}
-    for stream in plan.streams:
-        shares = stage_shares(record, stream.stages)
-        for stage, share in zip(stream.stages, shares, strict=True):
+    groups = alike(plan.streams)
+    for group in groups:
+        stages = group[0].stages
+        for stage, share in zip(stages, stage_shares(record, stages), strict=True):
             units = describe_units(stage.start, stage.stop)
-            cells = (stream.stream, stage.device, classes[stage.device], units, percent(share))
+            cells = (names(group), stage.device, classes[stage.device], units, percent(share))
             _add_row(table, console, cells)
     _print(f'Plan {plan.epoch}, at {plan.time_s:.1f} s: {plan.reason}', table, console)
-    for stream in plan.streams:
-        console.print(_text(f'  {stream.stream}, {plan.solver}: {predicted(stream)}', console))
+    for group in groups:
+        console.print(_text(f'  {names(group)}, {plan.solver}: {predicted(group[0])}', console))
 
 
 def _print_devices(record: RunRecord, summary: Summary, console: Console) -> None:
@@ -144,6 +150,23 @@ def _print_comparisons(summary: Summary, console: Console) -> None:
         cells = (comparison.quantity, comparison.baseline_name, *map(show, values), level)
         _add_row(table, console, cells)
     _print('Against no partitioning', table, console)
+
+
+def _print_accuracy(
+    together: AccuracyRecord, alone: AccuracyRecord | None, console: Console
+) -> None:
+    table = _table()
+    table.add_column('vehicles found by the cameras of')
+    for heading in ('AP30', 'AP50', 'AP70', 'boxes'):
+        table.add_column(heading, justify='right')
+    table.add_column('level')
+    for name, accuracy in (('the ego alone', alone), ('all vehicles', together)):
+        if accuracy is not None:
+            values = (accuracy.ap30, accuracy.ap50, accuracy.ap70)
+            cells = (name, *(f'{value:.3f}' for value in values), str(accuracy.detections))
+            _add_row(table, console, (*cells, accuracy.level))
+    _print('Detections', table, console)
+    console.print(_text(describe_accuracy(together), console))
 
 
 def _table() -> Table:

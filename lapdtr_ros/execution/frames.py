@@ -103,6 +103,8 @@ class Feature:
     stamp_ns: int = 0
     frame_id: str = ''
     trace: tuple[StageRecord, ...] = ()
+    session: int = 0
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Result:
     stamp_ns: int = 0
     frame_id: str = ''
     trace: tuple[StageRecord, ...] = ()
+    session: int = 0
 
 
 FINISHED = 'finished'
@@ -137,3 +140,4 @@ class FrameOutcome:
     stamp_ns: int = 0
     frame_id: str = ''
     trace: tuple[StageRecord, ...] = ()
+    resumed: int = 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .layout import FeatureLayout
 
 DETECTION = 'detection'
-CHANNELS = 9  # one of heat, eight that describe a box
+CHANNELS = 10  # one of heat, eight that describe a box, one that says how sure its depth is
 
 _CELL_PX = 8
 _DROPPED = 0.1  # share of channels left out in training
@@ -98,7 +98,7 @@ class DetectionHead(nn.Module):
         self.box = _branch(fine, CHANNELS - 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn features of the layout into float32 [B, 9, rows, columns], heat in 0..1."""
+        """Turn features of the layout into float32 [B, 10, rows, columns], heat in 0..1."""
         x = with_position(self.drop(self.norm(self.layout.to_map(features))))
         x = self.enlarge(self.context(self.project(x)))
         # A probability near 1 has no digits left in bfloat16.

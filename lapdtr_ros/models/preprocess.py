@@ -91,3 +91,16 @@ def decode_jpeg(data: bytes) -> Picture:
         raise PictureError(
             f'{len(data)} bytes are no complete JPEG ({error}); the sender must code it again'
         ) from error
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width that a JPEG's header states; nothing is decoded.
+
+    Raises:
+        PictureError: no JPEG header.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise PictureError(f'{len(data)} bytes have no header of a JPEG ({error})') from error

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lapdtr_ros.planning.profile import CONV, MATMUL, ModelProfile, UnitProfile
+from lapdtr_ros.planning.profile import CONV, FLOAT_BYTES, MATMUL, ModelProfile, UnitProfile
 
-from .layout import NHWC, FeatureLayout
+from .attention import attends_to_all
+from .layout import NHWC, TOKENS, FeatureLayout
 from .registry import build_model, model_spec
 from .weights import StageModule, load_units
 
-FLOAT_BYTES = 4
+# What does not grow with the square of the tokens: linear layers and convolutions.
+_PER_TOKEN = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
 
 
 @lru_cache(maxsize=64)
@@ -42,7 +44,12 @@ def profile_model(name: str) -> ModelProfile:
         profiles.append(
             _unit_profile(unit_name, unit, tuple(features.shape[1:]), counter, built.spec.layout)
         )
-    return ModelProfile(name, built.spec.picture_shape, tuple(profiles))
+    return ModelProfile(
+        name,
+        built.spec.picture_shape,
+        tuple(profiles),
+        prefix_tokens=built.spec.layout.prefix_tokens,
+    )
 
 
 def measure_unit_times(
@@ -108,6 +115,8 @@ def _unit_profile(
         embedding_dim=channels,
         hidden_dim=_hidden_dim(unit),
         tokens=elements // channels,
+        token_global=layout.kind == TOKENS and attends_to_all(unit),
+        attention_flops=_attention_flops(counter),
     )
 
 
@@ -124,6 +133,12 @@ def _kind(unit: nn.Module, counter: FlopCounterMode) -> str:
     by_operator = counter.get_flop_counts()['Global']
     convolution = by_operator.get(torch.ops.aten.convolution, 0)
     return CONV if 2 * convolution > counter.get_total_flops() else MATMUL
+
+
+def _attention_flops(counter: FlopCounterMode) -> float:
+    """FLOPs of products between tokens."""
+    by_operator = counter.get_flop_counts()['Global']
+    return float(sum(flops for op, flops in by_operator.items() if op not in _PER_TOKEN))
 
 
 def _heads(unit: nn.Module) -> int:

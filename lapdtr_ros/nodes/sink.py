@@ -179,7 +179,14 @@ class SinkNode(ManagedNode):
     def _on_telemetry(self, msg: DeviceTelemetry) -> None:
         assert self._builder is not None
         self._builder.add_telemetry(
-            time.monotonic(), msg.device, msg.soc, msg.energy_j, msg.load, msg.queue
+            time.monotonic(),
+            msg.device,
+            msg.soc,
+            msg.energy_j,
+            msg.load,
+            msg.queue,
+            msg.unit_time_ratio,
+            msg.energy_source == DeviceTelemetry.MEASURED,
         )
 
 

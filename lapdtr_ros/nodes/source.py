@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from rclpy.event_handler import PublisherEventCallbacks
+from rclpy.event_handler import (
+    PublisherEventCallbacks,
+    QoSLivelinessChangedInfo,
+    SubscriptionEventCallbacks,
+)
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
@@ -17,11 +25,13 @@ from lapdtr_ros.datasets.pictures import Picture, PictureSequence
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
 from lapdtr_ros.execution import frames
 from lapdtr_ros.execution.frames import Feature, FrameOutcome, Packet, StageRecord
-from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight
+from lapdtr_ros.execution.planners import PlannerWatch
+from lapdtr_ros.execution.rescue import Rescue
+from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight, check_result
 from lapdtr_ros.models.preprocess import encode_jpeg, resize_picture
+from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.msg import (
-    DeviceTelemetry,
     FeatureMap,
     FrameResult,
     FrameTrace,
@@ -31,9 +41,28 @@ from lapdtr_ros.msg import (
 from lapdtr_ros.planning.plan import JPEG, FleetPlan
 from lapdtr_ros.scenario import ScenarioError, load_scenario
 
-from .base import OK, STALE, WARN, Diagnosis, ManagedNode, changed, declare, parameter, run_node
+from .base import (
+    ERROR,
+    MOST_PLAN_BYTES,
+    MOST_REPORT_BYTES,
+    OK,
+    STALE,
+    WARN,
+    Diagnosis,
+    ManagedNode,
+    changed,
+    declare,
+    parameter,
+    run_node,
+)
 from .geometry import GeometryPublisher
 from .handback import Handback
+from .inlet import Inlet
+from .mender import Mender
+from .telemetry import Links
+
+# How often the source looks for frames that a loss left behind; events usually tell it earlier.
+_WATCH_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,18 +92,22 @@ class SourceNode(ManagedNode):
     topic (newest wins). At most ``max_in_flight`` frames are under way.
 
     Parameters:
-        See `SourceParameters` and `CommonParameters`.
+        See `SourceParameters`, `LinkParameters` and `CommonParameters`.
 
     Subscriptions:
         <fleet>/plan (PartitionPlan)
-        <fleet>/<device>/telemetry (DeviceTelemetry): of every device, for the ready epochs.
+        <fleet>/<device>/telemetry (DeviceTelemetry): of every device, for the ready epochs and
+            to see it lost.
         <fleet>/<stream>/result (FrameResult): frees a credit.
+        <fleet>/cache_reports (CacheReport): what devices hold of frames after a loss.
         the stream's image_topic (sensor_msgs/Image), when the scenario names one.
 
     Publishers:
         <fleet>/<first device>/features (FeatureMap): the picture, input of unit 0.
         <fleet>/frame_traces (FrameTrace): every finished, lost or refused frame.
         <fleet>/stream_status (StreamStatus): latched; how far the stream has come.
+        <fleet>/active_plan (PartitionPlan): latched; the plan that frames are sent under.
+        <fleet>/resume_requests (ResumeRequest): who goes on with a frame after a loss.
         the geometry of the pictures of a dataset, see `GeometryPublisher`.
     """
 
@@ -83,6 +116,12 @@ class SourceNode(ManagedNode):
         self.parameters = declare(self, SourceParameters)
         self._publishers_by_device: dict[str, Publisher] = {}
         self._camera: Handback | None = None
+        self._links: Links | None = None
+        self._results: Inlet | None = None
+        # Results come in a thread of their own; what both threads touch is used under this lock.
+        self._lock = threading.RLock()
+        self._session = secrets.randbits(32)
+        self._planners = PlannerWatch()
         self._ready_picture: Picture | None = None
         self._fetching = False
         self._seq = self._sent = self._finished = self._lost = self._refused = 0
@@ -97,6 +136,7 @@ class SourceNode(ManagedNode):
         name = self.parameters.stream
         self._stream = scenario.stream(name)
         self._execution = scenario.file.execution
+        self._profile = profile_model(scenario.file.model.name)
         spec = model_spec(scenario.file.model.name)
         self._picture_size = spec.picture_shape[:2]
         self._devices = tuple(scenario.fleet.devices)
@@ -130,55 +170,106 @@ class SourceNode(ManagedNode):
         self._status = self.create_publisher(
             StreamStatus, topics.stream_status(self.common.fleet), qos.stream_status()
         )
+        self._active_plan = self.create_publisher(
+            PartitionPlan, topics.active_plan(self.common.fleet), qos.active_plan()
+        )
+        self._rescue = Rescue(name, self._ledger, self._gate)
+        self._mender = Mender(
+            self,
+            self.common.fleet,
+            name,
+            self._session,
+            self._rescue,
+            self._lock,
+            self._restart,
+            self._pump,
+        )
+        self._links = Links(self, scenario, self._stream.source)
         self._camera = Handback(self, 'camera')
 
     def activate(self) -> None:
         """Listen to plans, devices and results, and start sending."""
         fleet = self.common.fleet
         stream = self.parameters.stream
-        self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
-        self.listen(FrameResult, topics.result(fleet, stream), self._on_result, qos.frames())
-        for device in self._devices:
-            topic = topics.telemetry(fleet, device)
-            self.listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
+        self.listen(
+            PartitionPlan,
+            topics.plan(fleet),
+            self._on_plan,
+            qos.plan(qos.PLANS_WAITING),
+            MOST_PLAN_BYTES,
+            SubscriptionEventCallbacks(liveliness=self._on_planners),
+        )
+        self._mender.listen(self._devices)
+        self._results = Inlet(
+            self.get_namespace(),
+            'results',
+            FrameResult,
+            topics.result(fleet, stream),
+            self._on_result,
+            self._pump,
+            self.refuse,
+            self._profile.units[-1].output_bytes + MOST_REPORT_BYTES,
+        )
         if self._pictures is None:
             assert self._stream.image_topic is not None
             self.listen(Image, self._stream.image_topic, self._on_image, qos.camera())
         self.every(0.5, self._expire)
         self.every(0.5, self._publish_status)
+        self.every(_WATCH_S, self._pump)
         if self._stream.rate_hz:
-            self.every(1.0 / self._stream.rate_hz, self._tick)
+            self.every(1.0 / (self._stream.rate_hz * self._execution.device_seconds), self._tick)
         self._fetch()
+
+    def deactivate(self) -> None:
+        """Stop listening to results."""
+        if self._results is not None:
+            self._results.close()
+        self._results = None
 
     def cleanup(self) -> None:
         """Stop the camera thread."""
         if self._camera is not None:
             self._camera.close()
         self._camera = None
+        if self._links is not None:
+            self._links.close()
+        self._links = None
         for publisher in self._publishers_by_device.values():
             self.destroy_publisher(publisher)
         self._publishers_by_device = {}
 
     def diagnose(self) -> list[Diagnosis]:
         """Whether pictures come in and results come back."""
-        values = {
-            'sent': str(self._sent),
-            'finished': str(self._finished),
-            'lost': str(self._lost),
-            'refused': str(self._refused),
-        }
+        planners = self._planners.problem
+        with self._lock:
+            values = {
+                'sent': str(self._sent),
+                'finished': str(self._finished),
+                'lost': str(self._lost),
+                'refused': str(self._refused),
+                'resumed': str(self._rescue.moved),
+                'in_flight': str(len(self._ledger)),
+            }
+            level, text = self._state()
+        return [
+            Diagnosis('frames', level, text, values),
+            Diagnosis('planners', ERROR if planners else OK, planners or 'one at most'),
+        ]
+
+    def _state(self) -> tuple[bytes, str]:
         if self._last_error:
-            return [Diagnosis('frames', WARN, self._last_error, values)]
+            return WARN, self._last_error
         if self._last_picture_s is None:
-            return [Diagnosis('frames', STALE, 'no picture yet', values)]
+            return STALE, 'no picture yet'
         plan = self._gate.newest
         if plan is None:
-            return [Diagnosis('frames', WARN, 'no plan yet', values)]
+            return WARN, 'no plan yet'
+        if self._gate.stopped:
+            return ERROR, 'stopped by the planner: no plan serves this stream'
         waiting = self._gate.waiting_for(plan)
         if waiting and self._gate.current() is None:
-            text = f'waiting for {", ".join(waiting)} to load plan {plan.epoch}'
-            return [Diagnosis('frames', WARN, text, values)]
-        return [Diagnosis('frames', WARN if self._lost else OK, 'running', values)]
+            return WARN, f'waiting for {", ".join(waiting)} to be ready for plan {plan.epoch}'
+        return WARN if self._lost else OK, 'running'
 
     def _on_parameters_set(self, parameters: list[Parameter]) -> None:
         credits = changed(parameters).get('max_in_flight')
@@ -187,16 +278,21 @@ class SourceNode(ManagedNode):
             self._pump()
 
     def _on_plan(self, msg: PartitionPlan) -> None:
-        try:
-            plan = conversions.fleet_plan_from_msg(msg)
-        except LapdtrError as error:
-            self._problem(str(error))
-            return
-        self._gate.add_plan(plan)
-        self._pump()
+        plan = conversions.fleet_plan_from_msg(msg)
+        self._planners.admit(plan)
+        self._adopt(plan)
 
-    def _on_telemetry(self, msg: DeviceTelemetry) -> None:
-        self._gate.set_ready(msg.device, msg.ready_epochs)
+    def _on_planners(self, info: QoSLivelinessChangedInfo) -> None:
+        plan = self._planners.set_alive(info.alive_count)
+        if plan is not None:
+            self._adopt(plan)
+
+    def _adopt(self, plan: FleetPlan) -> None:
+        stream = self.parameters.stream
+        with self._lock:
+            self._gate.add_plan(plan)
+            if stream in plan.streams:
+                self._publisher(plan.devices(stream)[0])
         self._pump()
 
     def _on_image(self, msg: Image) -> None:
@@ -206,33 +302,39 @@ class SourceNode(ManagedNode):
             self._refused += 1
             self._problem(str(error))
             return
-        self._ready_picture = Picture(
+        self._last_picture_s = time.monotonic()
+        ready = Picture(
             resize_picture(picture, self._picture_size),
             conversions.time_from_msg(msg.header.stamp),
             msg.header.frame_id,
         )
-        self._last_picture_s = time.monotonic()
+        with self._lock:
+            self._ready_picture = ready
         self._pump()
 
     def _fetch(self) -> None:
         """Have the camera thread decode the next picture of the dataset."""
-        if self._pictures is None or self._fetching or self._ready_picture is not None:
-            return
-        pictures, index = self._pictures, self._seq
-        if index >= self._limit:
-            return
-        assert self._camera is not None
-        self._fetching = True
-        self._camera.submit(lambda: pictures[index], self._on_picture)
+        with self._lock:
+            if self._pictures is None or self._fetching or self._ready_picture is not None:
+                return
+            pictures, index = self._pictures, self._seq
+            if index >= self._limit:
+                return
+            assert self._camera is not None
+            self._fetching = True
+            self._camera.submit(lambda: pictures[index], self._on_picture)
 
     def _on_picture(self, picture: Picture | None, error: Exception | None) -> None:
-        self._fetching = False
+        with self._lock:
+            self._fetching = False
+            if picture is None:
+                self._refuse_picture(str(error))
         if picture is None:
-            self._refuse_picture(str(error))
             self._fetch()
             return
         self._last_picture_s = time.monotonic()
-        self._ready_picture = picture
+        with self._lock:
+            self._ready_picture = picture
         self._pump()
 
     def _refuse_picture(self, reason: str) -> None:
@@ -240,7 +342,7 @@ class SourceNode(ManagedNode):
         self._problem(reason)
         self._refused += 1
         stamp_ns = self._pictures.stamp_ns(self._seq) if self._pictures is not None else 0
-        frame = InFlight(self._seq, 0, time.monotonic(), 0, stamp_ns, '')
+        frame = InFlight(self._seq, 0, time.monotonic(), stamp_ns, '')
         self._report(frame, frames.REFUSED, ())
         self._seq += 1
 
@@ -250,45 +352,87 @@ class SourceNode(ManagedNode):
         self._pump()
 
     def _pump(self) -> None:
-        """Send the picture in hand if a credit, a ready plan and the rate allow it."""
+        """See to frames that a loss left behind, then send the picture in hand if it may go."""
+        with self._lock:
+            plan = self._gate.current()
+            if plan is None:
+                return
+            publisher = self._publisher(plan.devices(self.parameters.stream)[0])
+            if publisher.get_subscription_count() == 0:
+                return
+            if self._mender.mend():
+                self._publish_status()
+            sent = self._send_next(publisher, plan)
+        if sent:
+            self._fetch()
+
+    def _send_next(self, publisher: Publisher, plan: FleetPlan) -> bool:
+        """Send the picture in hand if a credit, the rate and the listeners allow it."""
         if self._ready_picture is None or not self._due or not self._ledger.may_send:
-            return
-        plan = self._gate.current()
-        if plan is None:
-            return
-        publisher = self._publisher(plan.devices(self.parameters.stream)[0])
-        if not self._heard_by_all(publisher):
-            return
+            return False
+        if self._sent == 0 and not self._heard_by_all():
+            return False
         picture, self._ready_picture = self._ready_picture, None
         self._due = not self._stream.rate_hz
         self._send(publisher, plan, picture)
-        self._fetch()
-
-    def _heard_by_all(self, features: Publisher) -> bool:
-        """Whether nothing is lost for want of a listener; only the start has to wait."""
-        if features.get_subscription_count() == 0:
-            return False
-        if self._sent == 0:
-            placed = self._geometry.heard or not self._fused
-            traced = self._traces.get_subscription_count() >= self.parameters.trace_listeners
-            return placed and traced
         return True
 
+    def _heard_by_all(self) -> bool:
+        """Whether nothing is lost for want of a listener; only the start has to wait."""
+        placed = self._geometry.heard or not self._fused
+        traced = self._traces.get_subscription_count() >= self.parameters.trace_listeners
+        return placed and traced
+
     def _send(self, publisher: Publisher, plan: FleetPlan, picture: Picture) -> None:
-        stream = self.parameters.stream
-        packet = self._pack(plan.streams[stream].plan.picture, picture.pixels)
-        feature = Feature(
-            stream, self._seq, plan.epoch, 0, packet, picture.stamp_ns, picture.frame_id
-        )
-        self._geometry.publish(picture)
+        packet = self._pack(plan.streams[self.parameters.stream].plan.picture, picture.pixels)
         now = time.monotonic()
-        publisher.publish(conversions.feature_to_msg(feature))
-        self._ledger.sent(
-            InFlight(self._seq, plan.epoch, now, packet.nbytes, picture.stamp_ns, picture.frame_id)
+        frame = InFlight(
+            self._seq,
+            plan.epoch,
+            now,
+            picture.stamp_ns,
+            picture.frame_id,
+            packet,
+            self._rescue.path(plan),
+            now,
         )
-        self._epoch = plan.epoch
+        self._ledger.sent(frame)
+        self._transmit(publisher, frame)
+        self._geometry.publish(picture)
         self._sent += 1
         self._seq += 1
+        if plan.epoch != self._epoch:
+            self._epoch = plan.epoch
+            stamp = self.get_clock().now().to_msg()
+            self._active_plan.publish(conversions.fleet_plan_to_msg(plan, stamp))
+
+    def _restart(self, frame: InFlight, round: int) -> None:
+        """Send the picture of a frame again, of which nothing else is left."""
+        publisher = self._publisher(frame.path[0].device)
+        self._transmit(publisher, frame, round)
+
+    def _transmit(self, publisher: Publisher, frame: InFlight, round: int = 0) -> None:
+        """Publish a picture, over a link that may be emulated."""
+        assert frame.packet is not None
+        assert self._links is not None
+        message = conversions.feature_to_msg(self._feature(frame, round))
+        device, size = frame.path[0].device, frame.packet.nbytes
+        self._links.send(device, size, lambda: publisher.publish(message))
+
+    def _feature(self, frame: InFlight, round: int = 0) -> Feature:
+        assert frame.packet is not None
+        return Feature(
+            self.parameters.stream,
+            frame.seq,
+            frame.epoch,
+            0,
+            frame.packet,
+            frame.stamp_ns,
+            frame.frame_id,
+            (),
+            self._session,
+            round,
+        )
 
     def _pack(self, coding: str, pixels: np.ndarray) -> Packet:
         if coding == JPEG:
@@ -296,29 +440,44 @@ class SourceNode(ManagedNode):
             return Packet(frames.JPEG, 'uint8', pixels.shape, data)
         return Packet.of_array(pixels, frames.RAW)
 
-    def _on_result(self, msg: FrameResult) -> None:
-        frame = self._ledger.finished(msg.seq)
-        if frame is None:
+    def _on_result(self, msg: FrameResult, _: dict[str, Any]) -> None:
+        """In the thread of the results; the credit that it frees is used before it is reported."""
+        received_s = time.monotonic()
+        try:
+            result = conversions.result_from_msg(msg)
+            check_result(result, self.parameters.stream, self._profile)
+        except LapdtrError as error:
+            self.refuse(str(error))
             return
-        self._finished += 1
+        with self._lock:
+            mine = result.session == self._session
+            frame = self._ledger.finished(result.seq) if mine else None
+            if frame is None:
+                return
+            self._finished += 1
+        self._pump()
+        frame = dataclasses.replace(frame, epoch=result.epoch)
+        self._report(frame, frames.FINISHED, result.trace, received_s)
         if self._ledger.oldest_epoch(self._epoch) != self._reported_epoch:
             self._publish_status()
-        trace = tuple(conversions.stage_record_from_msg(record) for record in msg.trace)
-        self._report(frame, frames.FINISHED, trace)
-        self._pump()
 
     def _publish_status(self) -> None:
-        self._reported_epoch = self._ledger.oldest_epoch(self._epoch)
-        status = StreamStatus(
-            stream=self.parameters.stream,
-            oldest_epoch=self._reported_epoch,
-            done_before=self._ledger.done_before(self._seq),
-        )
+        with self._lock:
+            self._reported_epoch = self._ledger.oldest_epoch(self._epoch)
+            status = StreamStatus(
+                stream=self.parameters.stream,
+                session=self._session,
+                oldest_epoch=self._reported_epoch,
+                next_seq=self._seq,
+                under_way=[frame.seq for frame in self._ledger.frames],
+            )
         status.header.stamp = self.get_clock().now().to_msg()
         self._status.publish(status)
 
     def _expire(self) -> None:
-        for frame in self._ledger.expired(time.monotonic()):
+        with self._lock:
+            expired = self._ledger.expired(time.monotonic())
+        for frame in expired:
             self._lost += 1
             self.get_logger().warning(
                 f'{self.parameters.stream} frame {frame.seq} lost: no result after '
@@ -327,7 +486,14 @@ class SourceNode(ManagedNode):
             self._report(frame, frames.LOST, ())
         self._pump()
 
-    def _report(self, frame: InFlight, outcome: str, trace: tuple[StageRecord, ...]) -> None:
+    def _report(
+        self,
+        frame: InFlight,
+        outcome: str,
+        trace: tuple[StageRecord, ...],
+        ended_s: float | None = None,
+    ) -> None:
+        ended_s = time.monotonic() if ended_s is None else ended_s
         self._traces.publish(
             conversions.outcome_to_msg(
                 FrameOutcome(
@@ -335,11 +501,12 @@ class SourceNode(ManagedNode):
                     seq=frame.seq,
                     epoch=frame.epoch,
                     outcome=outcome,
-                    latency_s=time.monotonic() - frame.sent_s,
+                    latency_s=ended_s - frame.sent_s,
                     picture_bytes=frame.picture_bytes,
                     stamp_ns=frame.stamp_ns,
                     frame_id=frame.frame_id,
                     trace=trace,
+                    resumed=frame.resumed,
                 )
             )
         )

@@ -11,10 +11,13 @@ so that it travels between devices as any other feature map:
 | `DEPTH` | log of the centre's depth over the cell's prior depth |
 | `SIZE` | log of length, width and height over the mean size |
 | `HEADING` | sine and cosine of the yaw relative to the viewing ray's azimuth |
+| `SPREAD` | log of the mean absolute error to expect of `DEPTH` |
 
 The heading is relative to the ray because a picture shows the side that a vehicle turns to the
-camera, not its yaw. Cameras come with the intrinsic of the picture that the *model* sees, i.e.
-after resizing, and with OPV2V's LiDAR-to-camera extrinsic.
+camera, not its yaw. `SPREAD` says how far `DEPTH` can be trusted (Kendall & Gal, 2017) and enters
+the score, because depth decides whether a box overlaps its vehicle. Cameras come with the intrinsic
+of the picture that the *model* sees, i.e. after resizing, and with OPV2V's LiDAR-to-camera
+extrinsic.
 """
 
 from __future__ import annotations
@@ -35,10 +38,18 @@ OFFSET = slice(1, 3)
 DEPTH = 3
 SIZE = slice(4, 7)
 HEADING = slice(7, 9)
-CHANNELS = 9
+SPREAD = 9
+CHANNELS = 10
 
 # An untrained head may say anything; e^3 times the mean size is no vehicle, but still a number.
 _MAX_LOG_SIZE = 3.0
+
+# Of `SPREAD`: what exact labels have, and e^2 times the depth, where nothing is known.
+LEAST_SPREAD = -7.0
+_MOST_SPREAD = 2.0
+
+# A box shifted by this share of its length still covers half of the union with the true one.
+_TOLERATED_SHIFT = 1.0 / 3.0
 
 # A bell this narrow, in cells, is 0 in the next cell.
 _LEAST_SIGMA = 1e-3
@@ -169,6 +180,7 @@ def encode_targets(
         values[DEPTH, row, column] = np.log(depths[index] / prior[row, column])
         values[SIZE, row, column] = np.log(boxes.sizes[index] / coding.mean_size)
         values[HEADING, row, column] = np.sin(alpha[index]), np.cos(alpha[index])
+        values[SPREAD, row, column] = LEAST_SPREAD
         owner[row, column] = index
     return DetectionTargets(values, owner)
 
@@ -188,12 +200,13 @@ def decode(
         camera: the camera, with the intrinsic of the model's picture.
         grid: the cells of the head's output.
         coding: the constants that the head was trained with.
-        score_threshold: peaks must be higher than this.
+        score_threshold: peaks of the heat must be higher than this.
         limit: most boxes.
 
     Returns:
         A box for every cell that is the highest of its 3 x 3 neighbourhood (equal neighbours both
-        stay), by descending score. Cells with NaN or infinity are left out. Neighbouring peaks on
+        stay), by descending score: the heat times the chance that the depth is good enough for an
+        overlap of one half. Cells with NaN or infinity are left out. Neighbouring peaks on
         one vehicle are for `boxes.rotated_nms` to merge.
 
     Raises:
@@ -215,9 +228,30 @@ def decode(
     origin, rays = geometry.pixel_rays(pixels, camera.extrinsic, camera.intrinsic)
     centers = origin + depth[:, None] * rays
     log_size = np.clip(cells[SIZE].T, -_MAX_LOG_SIZE, _MAX_LOG_SIZE)
-    sine, cosine = cells[HEADING]
-    yaw = geometry.wrap_angle(np.arctan2(sine, cosine) + _azimuth(centers, camera))
-    return Boxes(centers, np.exp(log_size) * coding.mean_size, yaw, cells[HEAT])
+    sizes = np.exp(log_size) * coding.mean_size
+    alpha = np.arctan2(*cells[HEADING])
+    yaw = geometry.wrap_angle(alpha + _azimuth(centers, camera))
+    spread = depth * np.exp(np.clip(cells[SPREAD], LEAST_SPREAD, _MOST_SPREAD))
+    scores = cells[HEAT] * _chance_of_overlap(spread, alpha, sizes)
+    return _descending(Boxes(centers, sizes, yaw, scores))
+
+
+def _chance_of_overlap(spread: np.ndarray, alpha: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Chance that a box overlaps its vehicle by half, were depth its only error.
+
+    Args:
+        spread: scale of the depth's Laplace distribution, metres, (N,).
+        alpha: yaw relative to the ray, radians, (N,).
+        sizes: of the boxes, metres, (N, 3).
+    """
+    length, width, _ = sizes.T
+    # To first order: the share of a box that leaves its place when it moves by 1 m along the ray.
+    lost = np.abs(np.cos(alpha)) / length + np.abs(np.sin(alpha)) / width
+    return -np.expm1(-_TOLERATED_SHIFT / (lost * spread))
+
+
+def _descending(boxes: Boxes) -> Boxes:
+    return boxes[np.argsort(-boxes.scores, kind='stable')]
 
 
 def _visible(pixels: np.ndarray, depths: np.ndarray, grid: Grid, coding: BoxCoding) -> np.ndarray:

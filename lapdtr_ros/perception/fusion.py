@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from .ground_truth import COMMUNICATION_RANGE_M
 FusionMethod = Literal['nms', 'wbf']
 NMS: FusionMethod = 'nms'
 WBF: FusionMethod = 'wbf'
+SCORE_RULES: tuple[ScoreRule, ...] = get_args(ScoreRule)
+
+# Boxes from several views disagree more than those from one, hence the larger groups of WBF.
+IOU_THRESHOLDS: Mapping[FusionMethod, float] = {NMS: 0.15, WBF: 0.3}
 
 
 class FusionError(LapdtrError):
@@ -78,7 +82,8 @@ class FusionSettings:
 
     Attributes:
         method: `NMS` keeps the best of overlapping boxes, `WBF` averages them.
-        iou_threshold: BEV IoU above which two boxes show the same vehicle.
+        iou_threshold: BEV IoU above which two boxes show the same vehicle; None takes the
+            method's own of `IOU_THRESHOLDS`.
         score_threshold: detections must score above this.
         score_rule: score of a merged box, see `weighted_box_fusion`; `NMS` does not merge.
         limit: only this many best detections take part.
@@ -86,10 +91,10 @@ class FusionSettings:
         noise: error put on the poses of all agents but the ego.
     """
 
-    method: FusionMethod = NMS
-    iou_threshold: float = 0.15
+    method: FusionMethod = WBF
+    iou_threshold: float | None = None
     score_threshold: float = 0.0
-    score_rule: ScoreRule = 'max'
+    score_rule: ScoreRule = 'noisy_or'
     limit: int = 1000
     communication_range_m: float = COMMUNICATION_RANGE_M
     noise: PoseNoise = field(default_factory=PoseNoise)
@@ -97,17 +102,29 @@ class FusionSettings:
     def __post_init__(self) -> None:
         if self.method not in (NMS, WBF):
             raise UnknownNameError('fusion method', self.method, (NMS, WBF))
-        if not 0.0 <= self.iou_threshold < 1.0:
+        if self.score_rule not in SCORE_RULES:
+            raise UnknownNameError('score rule', self.score_rule, SCORE_RULES)
+        if not 0.0 <= self.overlap < 1.0:
             raise FusionError(f'iou_threshold is {self.iou_threshold}, expected 0 to < 1')
         if self.limit < 1:
             raise FusionError(f'limit is {self.limit}, expected at least 1')
+
+    @property
+    def overlap(self) -> float:
+        """The `iou_threshold` in force."""
+        return IOU_THRESHOLDS[self.method] if self.iou_threshold is None else self.iou_threshold
+
+    @property
+    def name(self) -> str:
+        """For reports: ``nms`` or, with the score rule, e.g. ``wbf_noisy_or``."""
+        return self.method if self.method == NMS else f'{self.method}_{self.score_rule}'
 
     def merge(self, boxes: Boxes) -> Boxes:
         """Merge duplicates among boxes of one frame by the chosen method."""
         boxes = boxes[boxes.scores > self.score_threshold]
         if self.method == NMS:
-            return rotated_nms(boxes, self.iou_threshold, self.limit)
-        return weighted_box_fusion(boxes, self.iou_threshold, self.score_rule, self.limit)
+            return rotated_nms(boxes, self.overlap, self.limit)
+        return weighted_box_fusion(boxes, self.overlap, self.score_rule, self.limit)
 
 
 def fuse(

@@ -1,4 +1,9 @@
-"""Losses of the dense detection head: focal on the heat, L1 on what describes a box."""
+"""Losses of the dense detection head.
+
+Focal on the heat, L1 on what describes a box, but for the depth: its error counts in units of what
+the head itself expects (likelihood of a Laplace distribution, Kendall & Gal, 2017, section 3.2), so
+that vehicles whose distance cannot be seen do not rule the training.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +20,14 @@ from lapdtr_ros.perception.detection_targets import (
     HEAT,
     OFFSET,
     SIZE,
+    SPREAD,
     DetectionTargets,
 )
 
-# Of a box's parts in the loss. The overlap from above stands and falls with the depth.
-PART_WEIGHTS = {'offset': 0.5, 'depth': 4.0, 'size': 1.5, 'heading': 1.0}
-HEAT_WEIGHT = 1.0
+PART_WEIGHTS = {'heat': 1.0, 'offset': 0.5, 'depth': 1.0, 'size': 1.5, 'heading': 1.0}
 
-_PARTS: dict[str, slice] = {
-    'offset': OFFSET,
-    'depth': slice(DEPTH, DEPTH + 1),
-    'size': SIZE,
-    'heading': HEADING,
-}
+_PARTS: dict[str, slice] = {'offset': OFFSET, 'size': SIZE, 'heading': HEADING}
+_SPREADS = (-4.5, 2.0)  # nobody judges distances better than to 1 %
 _NEIGHBOUR_WEIGHT = 0.3
 _LEAST_PROBABILITY = 1e-5
 _NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
@@ -68,22 +68,28 @@ def spread_targets(targets: DetectionTargets) -> Targets:
 
 
 def detection_loss(prediction: Tensor, values: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Parts of the loss, `total` among them.
+    """Parts of the loss, `total` among them; `depth_error` is only told.
 
     Args:
-        prediction: output of the head, [B, 9, rows, columns].
+        prediction: output of the head, [B, 10, rows, columns].
         values: targets, same shape.
         weights: of the targets, same shape.
     """
     assert prediction.shape[1] == CHANNELS
+    difference = (prediction - values).abs()
     parts = {'heat': heat_loss(prediction[:, HEAT], values[:, HEAT])}
-    difference = (prediction - values).abs() * weights
     for name, channels in _PARTS.items():
-        count = weights[:, channels].sum().clamp(min=1.0)
-        parts[name] = difference[:, channels].sum() / count
-    weighted = [weight * parts[name] for name, weight in PART_WEIGHTS.items()]
-    parts['total'] = HEAT_WEIGHT * parts['heat'] + torch.stack(weighted).sum()
+        parts[name] = _mean(difference[:, channels], weights[:, channels])
+    error, weight = difference[:, DEPTH], weights[:, DEPTH]
+    spread = prediction[:, SPREAD].clamp(*_SPREADS)
+    parts['depth'] = _mean(error * torch.exp(-spread) + spread, weight)
+    parts['total'] = torch.stack([w * parts[name] for name, w in PART_WEIGHTS.items()]).sum()
+    parts['depth_error'] = _mean(error, weight)
     return parts
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum().clamp(min=1.0)
 
 
 def heat_loss(probability: Tensor, target: Tensor) -> Tensor:

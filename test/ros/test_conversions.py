@@ -18,7 +18,15 @@ from lapdtr_ros.execution.frames import (
     Result,
     StageRecord,
 )
-from lapdtr_ros.planning.plan import FleetPlan, Plan, PlanError, Stage, StreamDecision
+from lapdtr_ros.planning.plan import (
+    Alternative,
+    FleetPlan,
+    Moving,
+    Plan,
+    PlanError,
+    Stage,
+    StreamDecision,
+)
 
 names = st.text('abcdefghij_0123456789/', max_size=20)
 seconds = st.floats(0, 1e6)
@@ -91,8 +99,12 @@ def test_outcome_survives_the_wire(outcome):
 
 def fleet_plan(stages):
     plan = Plan('cav_0/camera0', 'toy', 'cav_0', 'rsu', tuple(stages), 'jpeg')
-    decision = StreamDecision(plan, 'random:0', 0.1, 0.2, 0.3)
-    return FleetPlan(3, '/planner', 'exact', 'because', {plan.stream: decision})
+    decision = StreamDecision(plan, 'random:0', 0.1, 0.2, 0.3, 'toy.calibration', 0.61)
+    moving = Moving(joules=2.0, seconds=0.4)
+    other = Alternative('keep the running plan', 0.4, 0.5, 0.6, 0.7, Moving())
+    return FleetPlan(
+        3, '/planner', 'exact', 'because', {plan.stream: decision}, 'battery', (other,), moving
+    )
 
 
 def test_fleet_plan_survives_the_wire():

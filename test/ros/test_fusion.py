@@ -200,16 +200,36 @@ def test_what_two_vehicles_see_is_merged_as_offline(tmp_path, vehicles):
         result = set_parameter(vehicles, 'method', 'nmms')
         assert not result.successful
         assert 'nmms' in result.reason
-        assert set_parameter(vehicles, 'method', 'wbf').successful
-        stamp = STEP_NS * 4
-        for stream in STREAMS:
-            vehicles.deliver(stream, stamp)
-        frame = vehicles.fused_at(stamp)
-        assert frame.method == 'wbf'
-        np.testing.assert_allclose(
-            frame.boxes.vectors, offline(stamp, STREAMS, method='wbf').vectors, atol=1e-6
-        )
+        assert 'noisy_or' in set_parameter(vehicles, 'score_rule', 'noisy').reason
+        for number, changes in enumerate(({'score_rule': 'mean'}, {'method': 'nms'})):
+            for name, value in changes.items():
+                assert set_parameter(vehicles, name, value).successful
+            stamp = STEP_NS * (4 + number)
+            for stream in STREAMS:
+                vehicles.deliver(stream, stamp)
+            frame, expected = vehicles.fused_at(stamp), offline(stamp, STREAMS, **changes)
+            assert frame.method == changes.get('method', 'wbf')
+            np.testing.assert_allclose(frame.boxes.vectors, expected.vectors, atol=1e-6)
+            np.testing.assert_allclose(frame.boxes.scores, expected.scores, atol=1e-6)
         group.check()
+
+
+def test_the_same_boxes_go_out_as_vision_messages(tmp_path, peer, vehicles):
+    messages = pytest.importorskip('vision_msgs.msg')
+    kind = messages.Detection3DArray
+    heard = peer.collect(kind, topics.vision_detections(''), qos.detections())
+    with fusion(tmp_path):
+        vehicles.wait_for_fusion()
+        vehicles.wait(lambda: peer.node.count_publishers(topics.vision_detections('')))
+        for stream in STREAMS:
+            vehicles.deliver(stream, STEP_NS)
+        frame = vehicles.fused_at(STEP_NS)
+        vehicles.wait(lambda: heard)
+    (message,) = heard
+    scores = [one.results[0].hypothesis.score for one in message.detections]
+    np.testing.assert_allclose(scores, frame.boxes.scores, atol=1e-6)
+    forward = [one.bbox.center.position.x for one in message.detections]
+    np.testing.assert_allclose(forward, frame.boxes.centers[:, 0], atol=1e-6)
 
 
 def test_a_silent_vehicle_is_named_at_the_deadline_and_late_and_bad_results_are_counted(

@@ -23,9 +23,12 @@ def test_a_scenario_becomes_one_process_per_device_a_planner_and_sources(scenari
         'device_cav_659',
         'device_rsu_1',
         'planner',
-        'source_cav_641_camera0',
+        'fusion',
+        *(f'source_cav_{agent}_camera{n}' for agent in (641, 650, 659) for n in (0, 3)),
     ]
-    assert [spec.namespace for spec in specs][-2:] == ['/', '/cav_641/camera0']
+    namespaces = {spec.name: spec.namespace for spec in specs}
+    assert namespaces['planner'] == namespaces['fusion'] == '/'
+    assert namespaces['source_cav_641_camera0'] == '/cav_641/camera0'
 
 
 def test_a_fleet_namespace_goes_before_every_name(scenario):
@@ -35,10 +38,10 @@ def test_a_fleet_namespace_goes_before_every_name(scenario):
     assert all(spec.parameters['fleet'] == 'north' for spec in fleet_processes(scenario, 'north'))
 
 
-def test_sinks_are_waited_for(scenario):
+def test_the_sink_and_the_fusion_are_waited_for(scenario):
     specs = {spec.name: spec.parameters for spec in fleet_processes(scenario, sinks=1)}
-    assert specs['device_cav_641']['result_listeners'] == 2
-    assert specs['source_cav_641_camera0']['trace_listeners'] == 1
+    assert specs['device_cav_641']['result_listeners'] == 3
+    assert specs['source_cav_641_camera0']['trace_listeners'] == 2
 
 
 def test_parameters_are_passed_as_ros_arguments():

@@ -22,9 +22,10 @@ from lapdtr_ros.evaluation.detector import (
     score,
     score_detections,
 )
+from lapdtr_ros.evaluation.live import decode_outputs, fused_offline, live_precision, stamp_ns
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
-from lapdtr_ros.perception.detection_targets import decode
-from lapdtr_ros.perception.fusion import NMS, WBF
+from lapdtr_ros.perception.detection_targets import decode, encode_targets
+from lapdtr_ros.perception.fusion import NMS, FusionSettings
 from lapdtr_ros.perception.ground_truth import ground_truth
 from lapdtr_ros.perception.poses import camera_intrinsic, pose_to_matrix
 
@@ -60,7 +61,7 @@ NEAR, FAR, LOST = (12.0, 3.0), (40.0, -3.0), (30.0, 8.0)
 FRAME = {10: view(0.0, {1: NEAR}), 20: view(30.0, {1: NEAR, 2: FAR}, yaw=90.0)}
 
 
-@pytest.mark.parametrize('method', [NMS, WBF])
+@pytest.mark.parametrize('method', FUSIONS)
 def test_what_all_agents_list_is_found_by_all_agents_and_half_of_it_by_one(method):
     frames = [perfect(FRAME)]
     assert score(frames, PROTOCOL, FUSIONS[method], alone=False).ap70 == 1.0
@@ -168,3 +169,35 @@ def test_no_pictures_give_no_boxes():
     assert len(fused_boxes(DetectedFrame(FRAME, {10: ()}), [10], FUSIONS[NMS])) == len(
         Boxes.empty()
     )
+
+
+def perfect_output(stream, position):
+    """What a perfect head says about a camera of the written scene."""
+    agent, number = CAMERAS[stream]
+    grid = detection_grid(MODEL)
+    camera = FRAME[agent].cameras[number].resized(grid.width, grid.height)
+    return encode_targets(ground_truth({agent: FRAME[agent]}, agent), camera, grid).values[None]
+
+
+CAMERAS = {f'{agent}/camera{number}': (agent, number) for agent in FRAME for number in range(4)}
+
+
+def test_outputs_of_a_fleet_become_what_its_cameras_found(scene):
+    (one,) = decode_outputs(open_dataset(scene)[0], CAMERAS, perfect_output, detection_grid(MODEL))
+    assert one.ego == 10
+    assert {agent: len(parts) for agent, parts in one.detections.items()} == {10: 4, 20: 4}
+    together = fused_offline([one], FusionSettings())
+    assert list(together) == [stamp_ns(one)]
+    assert live_precision([(one, together[stamp_ns(one)])], PROTOCOL).ap70 == 1.0
+    alone = score([one], PROTOCOL, FusionSettings(), alone=True)
+    assert 0 < alone.ap50 < 1.0
+
+
+def test_moments_and_outputs_that_never_came_count_as_nothing_found(scene):
+    (one,) = decode_outputs(
+        open_dataset(scene)[0], CAMERAS, lambda stream, position: None, detection_grid(MODEL)
+    )
+    assert one.detections == {10: (), 20: ()}
+    nothing = live_precision([(one, None)], PROTOCOL)
+    assert (nothing.ap50, nothing.detections) == (0.0, 0)
+    assert nothing.ground_truths > 0

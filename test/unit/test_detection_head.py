@@ -40,7 +40,7 @@ def test_head_gives_probabilities_and_box_channels_for_every_layout(layout, shap
     torch.manual_seed(0)
     head = DetectionHead(layout, (64, 96)).eval()
     result = head(torch.randn(shape))
-    assert result.shape == (2, 9, 8, 12)
+    assert result.shape == (2, detection.CHANNELS, 8, 12)
     assert result.dtype == torch.float32
     assert 0 <= result[:, 0].min() <= result[:, 0].max() <= 1
     assert result[:, 1:].min() < 0  # only the heat is squashed
@@ -75,7 +75,7 @@ def test_truncated_network_has_no_later_units_and_a_finer_map():
     assert short.unit_names == ('embed', 'stages.0.blocks.0', 'head')
     assert short.layout.grid == (8, 8)
     assert whole.layout.grid == (2, 2)
-    assert profile_model(short.name).units[-1].output_shape == (9, 16, 16)
+    assert profile_model(short.name).units[-1].output_shape == (detection.CHANNELS, 16, 16)
 
 
 def test_truncation_at_the_last_unit_changes_nothing():

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lapdtr_ros.models.profiling import input_shape, measure_unit_times, profile_model
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.registry import build_model, model_spec
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.planning.profile import CONV, MATMUL
 
@@ -90,3 +91,25 @@ def test_measured_times_cover_every_unit():
     assert all(0 < seconds < 10 for seconds in times)
     stage = load_units('test_vit', 2, 4, 'random:0')
     assert len(measure_unit_times(stage, repeats=2, warmup=0)) == 2
+
+
+@pytest.mark.parametrize('tokens', [3, 9])
+def test_units_that_attend_to_all_tokens_cost_what_fewer_tokens_cost(tokens):
+    profile = profile_model('test_vit')
+    blocks = [unit.name.startswith('blocks') for unit in profile.units]
+    assert [unit.token_global for unit in profile.units] == blocks
+    assert profile.prefix_tokens == model_spec('test_vit').layout.prefix_tokens
+    for unit, record in zip(build_model('test_vit').units, profile.units, strict=True):
+        if record.token_global:
+            counter = FlopCounterMode(display=False)
+            with counter, torch.inference_mode():
+                unit(torch.empty(1, tokens, record.embedding_dim, device='meta'))
+            assert record.flops_at(tokens) == pytest.approx(counter.get_total_flops())
+            assert record.flops_at(record.tokens) == record.flops
+
+
+@pytest.mark.parametrize('name', ['swin_tiny_patch4_window7_224', 'tiny_vit_5m_224', 'edgevit_xxs'])
+def test_units_that_need_the_grid_cost_the_same_whatever_is_kept(name):
+    for unit in profile_model(name).units:
+        assert not unit.token_global
+        assert unit.flops_at(5) == unit.flops

@@ -13,8 +13,10 @@ from lapdtr_ros.perception.detection_targets import (
     DEPTH,
     HEADING,
     HEAT,
+    LEAST_SPREAD,
     OFFSET,
     SIZE,
+    SPREAD,
     BoxCoding,
     Grid,
     TargetError,
@@ -165,6 +167,7 @@ def test_a_plane_prior_leaves_little_to_regress_where_it_holds():
 def test_only_peaks_above_the_threshold_become_boxes_best_first():
     prediction = np.zeros((CHANNELS, 16, 16))
     prediction[HEADING.stop - 1] = 1.0
+    prediction[SPREAD] = LEAST_SPREAD
     for row, column, heat in [(4, 4, 0.5), (4, 5, 0.4), (9, 9, 0.9), (12, 2, 0.05)]:
         prediction[HEAT, row, column] = heat
     view, grid = camera(), GRIDS[0]
@@ -176,6 +179,31 @@ def test_only_peaks_above_the_threshold_become_boxes_best_first():
     assert len(decode(np.zeros_like(prediction), view, grid)) == 0
 
 
+def test_doubt_about_the_depth_lowers_the_score_as_the_overlap_becomes_less_likely():
+    prediction = np.zeros((CHANNELS, 16, 16))
+    prediction[HEAT, 4, 4] = 0.8
+    # A vehicle of 4.5 m, seen from behind at 15 m, overlaps by half within about 1.5 m.
+    prediction[HEADING.stop - 1] = 1.0
+    certain, unsure, aside = prediction.copy(), prediction.copy(), prediction.copy()
+    certain[SPREAD], unsure[SPREAD], aside[SPREAD] = -6.0, np.log(0.1), np.log(0.1)
+    aside[HEADING] = [[[1.0]], [[0.0]]]
+    scores = [decode(p, camera(), GRIDS[0]).scores[0] for p in (certain, unsure, aside)]
+    assert scores[0] == pytest.approx(0.8, abs=1e-6)
+    errors = np.random.default_rng(0).laplace(scale=1.5, size=100_000)
+    assert scores[1] == pytest.approx(0.8 * (np.abs(errors) < 1.5).mean(), abs=0.01)
+    assert scores[2] == pytest.approx(0.8 * (np.abs(errors) < 2.0 / 3.0).mean(), abs=0.01)
+
+
+def test_boxes_of_known_depth_come_before_those_of_guessed_depth():
+    prediction = np.zeros((CHANNELS, 16, 16))
+    prediction[HEADING.stop - 1] = 1.0
+    prediction[HEAT, 4, 4], prediction[SPREAD, 4, 4] = 0.9, 1.0
+    prediction[HEAT, 9, 9], prediction[SPREAD, 9, 9] = 0.6, -4.0
+    found = decode(prediction, camera(), GRIDS[0])
+    np.testing.assert_array_equal(found.scores, np.sort(found.scores)[::-1])
+    assert found.scores[0] == pytest.approx(0.6, abs=0.01)
+
+
 def test_nonsense_of_a_head_gives_no_nonsensical_boxes():
     rng = np.random.default_rng(0)
     prediction = rng.normal(size=(CHANNELS, 16, 16)) * 1e4
@@ -184,6 +212,7 @@ def test_nonsense_of_a_head_gives_no_nonsensical_boxes():
     prediction[DEPTH, 9] = np.inf
     boxes = decode(prediction, camera(), GRIDS[0], limit=1000)
     assert len(boxes) > 5
+    assert ((boxes.scores >= 0.0) & np.isfinite(boxes.scores)).all()
     assert boxes.sizes.max() < 100.0
     assert np.abs(boxes.centers).max() < 250.0
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from lapdtr_ros.errors import UnknownNameError
 from lapdtr_ros.perception.boxes import Boxes
 from lapdtr_ros.perception.fusion import (
+    NMS,
+    SCORE_RULES,
     WBF,
     AgentDetections,
     FusionError,
@@ -42,7 +44,7 @@ def close(first, second, atol=1e-6):
 @pytest.mark.parametrize('method', ['nms', 'wbf'])
 def test_two_vehicles_that_see_the_same_agree(method):
     reports = [seen_by('ego', EGO_POSE), seen_by('other', OTHER_POSE)]
-    fused = fuse(reports, 'ego', EGO_POSE, FusionSettings(method=method))
+    fused = fuse(reports, 'ego', EGO_POSE, FusionSettings(method, score_rule='max'))
     assert close(fused, SCENE)
     np.testing.assert_allclose(fused.scores, SCENE.scores)
 
@@ -113,6 +115,7 @@ def test_pose_noise_has_the_stated_spread_on_x_y_z_and_yaw_only():
     ('arguments', 'error', 'told'),
     [
         ({'method': 'mean'}, UnknownNameError, 'fusion method'),
+        ({'score_rule': 'noisy-or'}, UnknownNameError, 'score rule'),
         ({'iou_threshold': 1.0}, FusionError, 'iou_threshold'),
         ({'limit': 0}, FusionError, 'limit'),
     ],
@@ -120,6 +123,22 @@ def test_pose_noise_has_the_stated_spread_on_x_y_z_and_yaw_only():
 def test_senseless_settings_are_refused(arguments, error, told):
     with pytest.raises(error, match=told):
         FusionSettings(**arguments)
+
+
+def test_each_method_has_its_own_overlap_unless_one_is_given():
+    assert FusionSettings(NMS).overlap < FusionSettings(WBF).overlap
+    assert FusionSettings(WBF, iou_threshold=0.0).overlap == 0.0
+
+
+def test_the_score_rule_decides_how_agreement_counts():
+    twice = Boxes.from_vectors(np.repeat(SCENE.vectors[:1], 2, axis=0), [0.8, 0.5])
+    merged = {rule: FusionSettings(WBF, score_rule=rule).merge(twice) for rule in SCORE_RULES}
+    scores = {rule: boxes.scores.tolist() for rule, boxes in merged.items()}
+    assert scores == {
+        'max': [0.8],
+        'mean': [pytest.approx(0.65)],
+        'noisy_or': [pytest.approx(0.9)],
+    }
 
 
 # --- FusionWindow ---------------------------------------------------------------------------------

@@ -7,13 +7,16 @@ from PIL import Image
 from lapdtr_ros.evaluation.pictures import (
     GREEN,
     ORANGE,
+    SKY,
     PictureError,
     bird_view,
     draw_boxes_3d,
     encode_png,
     heat_colours,
+    in_rows,
     overlay_heat,
     side_by_side,
+    titled,
 )
 
 GREY = np.full((60, 100, 3), 128, np.uint8)
@@ -114,6 +117,31 @@ def test_bird_view_puts_ahead_to_the_right_and_left_to_the_top(y_axis):
     assert row + 30 == pytest.approx(50, abs=5)
 
 
+def test_partners_are_marked_where_they_are():
+    empty = np.zeros((0, 4, 2))
+    view = (-50.0, -50.0, 50.0, 50.0)
+    partners = {'650': (0.0, 25.0, 1.0)}
+    picture = bird_view(empty, empty, view, y_axis='right', width=400, partners=partners)
+    column, row = where(picture[40:], SKY)  # below the legend
+    assert abs(column - 200) < 12
+    assert abs(row + 40 - 300) < 18
+
+
+def test_pictures_in_rows_take_the_size_of_the_first_and_leave_the_rest_white():
+    result = in_rows([GREY, GREY[:30], GREY], columns=2, gap=4)
+    assert result.shape == (124, 204, 3)
+    assert (result[:60, :100] == 128).all()
+    assert (result[:60, 104:] == 128).all()
+    assert (result[64:, 104:] == 255).all()
+
+
+def test_a_title_changes_the_upper_left_corner_only():
+    changed = (titled(GREY, 'ego') != GREY).any(axis=2)
+    assert changed[:30, :60].any()
+    assert not changed[:, 70:].any()
+    assert not changed[45:].any()
+
+
 def test_bird_view_with_an_uneven_range_keeps_the_place():
     empty = np.zeros((0, 4, 2))
     view = bird_view(
@@ -130,6 +158,7 @@ def test_bird_view_with_an_uneven_range_keeps_the_place():
         (lambda: overlay_heat(GREY.astype(float), np.zeros((2, 2))), 'float64'),
         (lambda: overlay_heat(GREY, np.zeros(4)), r'heat has shape \(4,\)'),
         (lambda: side_by_side([]), 'at least one'),
+        (lambda: in_rows([], 2), 'at least one'),
         (lambda: draw_boxes_3d(GREY, np.zeros((1, 4, 2))), 'corners_px has shape'),
         (lambda: draw_boxes_3d(GREY, BOX_PX, ['a', 'b']), '2 labels for 1 boxes'),
         (lambda: bird_view(ground_box(0, 0), ground_box(0, 0), (5, 0, 1, 1)), 'view_range'),

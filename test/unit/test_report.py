@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from lapdtr_ros.evaluation import charts
 from lapdtr_ros.evaluation.report import ReportError, ReportImage, render_report, write_report
@@ -18,6 +19,7 @@ from lapdtr_ros.evaluation.run_record import (
     ROADSIDE,
     SIMULATED,
     VEHICLE,
+    AccuracyRecord,
     BaselineRecord,
     DeviceRecord,
     Equivalence,
@@ -31,6 +33,7 @@ from lapdtr_ros.evaluation.run_record import (
     TelemetryRecord,
 )
 from lapdtr_ros.evaluation.svg import roof, ticks
+from lapdtr_ros.evaluation.tables import print_summary
 
 STREAM = 'cav_0/camera0'
 PICTURE_BYTES = 224 * 224 * 3
@@ -347,3 +350,46 @@ def test_ticks_are_round_numbers(low, high, expected):
 def test_one_slow_frame_does_not_press_the_others_to_the_ground():
     assert roof([50.0] * 99 + [5000.0]) < 100
     assert roof([math.nan]) > 0
+
+
+PROTOCOL = {
+    'split': 'two scenes',
+    'sort': 'global',
+    'cameras': [0, 3],
+    'communication_range_m': 70.0,
+    'limits': {'x': [-51.2, 51.2], 'y': [-40, 40], 'z': [-3.0, 1.0]},
+}
+
+
+def test_what_the_ego_and_all_vehicles_find_is_told_with_what_it_depends_on():
+    together = AccuracyRecord(0.61, 0.4321, 0.1, 9, 250, 300, PROTOCOL)
+    alone = AccuracyRecord(0.3, 0.1234, 0.05, 9, 250, 80, PROTOCOL)
+    record = realistic_record(accuracy=together, accuracy_alone=alone)
+    page = render_report(record)
+    for text in ('0.432', '0.123', '9 moments of two scenes', 'y -40 to 40 m', 'cameras 0, 3'):
+        assert text in page
+    assert 'id="detections"' not in render_report(realistic_record())
+
+    console = Console(width=90, file=io.StringIO())
+    print_summary(record, console)
+    told = console.file.getvalue()
+    assert '0.432' in told
+    assert '0.123' in told
+    assert 'global sort' in told
+
+
+def test_wide_pictures_take_the_whole_page():
+    narrow = ReportImage('a', np.zeros((10, 20, 3), np.uint8))
+    wide = ReportImage('b', np.zeros((10, 1288, 3), np.uint8))
+    page = render_report(realistic_record(), [narrow, wide])
+    assert page.count('<figure class="wide">') == 1
+
+
+def test_streams_with_one_plan_share_a_drawing():
+    record = realistic_record()
+    first = record.plans[0].streams[0]
+    other = replace(first, stream='cav_0/camera3')
+    plans = (replace(record.plans[0], streams=(first, other)), *record.plans[1:])
+    assert f'<b>{first.stream}, cav_0/camera3</b>' in render_report(replace(record, plans=plans))
+    unlike = (replace(plans[0], streams=(first, replace(other, energy_j=9.0))), *plans[1:])
+    assert '<b>cav_0/camera3</b>' in render_report(replace(record, plans=unlike))

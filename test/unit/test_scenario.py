@@ -123,3 +123,70 @@ def test_a_missing_file_and_a_file_that_is_no_yaml(tmp_path):
     path.write_text('just text')
     with pytest.raises(LapdtrError, match='file:'):
         load_scenario(path)
+
+
+def accuracy_table(tmp_path, **changes):
+    data = {
+        'model': 'test_vit',
+        'weights': 'random:0',
+        'units': 3,
+        'metric': 'AP50',
+        'dataset': 'made up',
+        'frames': 1,
+        'command': 'none',
+        'accuracy': 0.5,
+        'flops_per_s': 1e10,
+        'pictures': [{'quality': 80, 'bytes': 30_000, 'error': 0.004}],
+        'curve': {'error': [0, 0.1], 'accuracy': [0.5, 0.4]},
+        **changes,
+    }
+    (tmp_path / 'table.yaml').write_text(yaml.safe_dump(data))
+
+
+def lossy(**requirements):
+    data = content()
+    data['model']['profile'] = 'table.yaml'
+    data['requirements'] = requirements
+    data['execution'] = {'jpeg_quality': 80}
+    return data
+
+
+def test_accuracy_table_comes_with_the_scenario(tmp_path):
+    accuracy_table(tmp_path)
+    asked = {'min_accuracy': 0.45, 'allow_jpeg': True, 'weights': {'energy': 1, 'accuracy': 3}}
+    scenario = load(tmp_path, lossy(**asked))
+    assert scenario.table.accuracy == 0.5
+    requirements = scenario.requirements
+    assert (requirements.min_accuracy, requirements.weights.accuracy) == (0.45, 3)
+    assert (requirements.jpeg_bytes, requirements.jpeg_error) == (30_000, 0.004)
+
+
+def test_table_of_another_model_or_weights_is_refused(tmp_path):
+    for changes in ({'model': 'other'}, {'weights': 'random:1'}):
+        accuracy_table(tmp_path, **changes)
+        with pytest.raises(LapdtrError, match=r'model\.profile: table\.yaml is of'):
+            load(tmp_path, lossy())
+
+
+def test_jpeg_quality_that_was_not_calibrated_is_refused(tmp_path):
+    accuracy_table(tmp_path)
+    data = lossy(allow_jpeg=True)
+    data['execution']['jpeg_quality'] = 33
+    with pytest.raises(LapdtrError, match=r'execution\.jpeg_quality: .* use one of 80'):
+        load(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('allow_jpeg', True), ('min_accuracy', 0.4), ('weights', {'energy': 1, 'accuracy': 1})],
+)
+def test_nothing_that_costs_accuracy_is_planned_without_a_table(tmp_path, key, value):
+    data = content()
+    data['requirements'] = {key: value}
+    with pytest.raises(LapdtrError, match=r'requirements\..*: needs to know the accuracy'):
+        load(tmp_path, data)
+
+
+def test_missing_table_is_named(tmp_path):
+    with pytest.raises(LapdtrError, match=r'model\.profile: .*table\.yaml'):
+        load(tmp_path, lossy())

@@ -1,14 +1,20 @@
+import itertools
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight
+from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.execution.frames import Packet, Result, StageRecord
+from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight, check_result
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
+from lapdtr_ros.planning.profile import ModelProfile, UnitProfile
 
 STREAM = 'cav_0/camera0'
 
 
 def frame(seq, epoch=1, sent_s=0.0):
-    return InFlight(seq, epoch, sent_s, 100, 0, '')
+    return InFlight(seq, epoch, sent_s, 0, '')
 
 
 def plan(epoch, *devices):
@@ -91,7 +97,60 @@ def test_it_never_goes_back_to_an_older_plan():
     assert gate.current() is None
 
 
-def test_a_plan_without_the_stream_does_not_concern_it():
-    gate = EpochGate('other')
+def test_a_plan_that_leaves_the_stream_out_stops_it_until_the_next_one():
+    gate = EpochGate(STREAM)
     gate.add_plan(plan(1, 'a'))
-    assert gate.newest is None
+    gate.set_ready('a', [1, 3])
+    gate.add_plan(FleetPlan(2, 'planner', 'exact', 'test', {}))
+    assert gate.stopped
+    assert gate.current() is None
+    gate.add_plan(plan(3, 'a'))
+    assert not gate.stopped
+    assert gate.current().epoch == 3
+
+
+def test_a_lost_device_is_not_ready():
+    gate = EpochGate(STREAM)
+    gate.add_plan(plan(1, 'a', 'b'))
+    for device in 'ab':
+        gate.set_ready(device, [1])
+    gate.set_ready('b', ())
+    assert gate.current() is None
+    assert gate.waiting_for(gate.newest) == ('b',)
+
+
+PROFILE = ModelProfile(
+    'toy', (2, 2, 3), tuple(UnitProfile(f'u{i}', 1e6, 100, (1, 4), 16) for i in range(4))
+)
+
+
+def result(bounds=(0, 2, 4), stream=STREAM, shape=(1, 1, 4), dtype='float32', nbytes=16):
+    records = [
+        StageRecord('a', start, stop, 0, 0.0, 0.0, 0, 0, 0.0)
+        for start, stop in itertools.pairwise(bounds)
+    ]
+    packet = Packet('features', dtype, shape, bytes(nbytes))
+    return Result(stream, 3, 1, 'a', packet, trace=tuple(records))
+
+
+def test_a_good_result_passes():
+    check_result(result(), STREAM, PROFILE)
+    check_result(result(bounds=(0, 1, 2, 4)), STREAM, PROFILE)
+
+
+@pytest.mark.parametrize(
+    ('bad', 'text'),
+    [
+        (result(stream='other'), "of stream 'other'"),
+        (result(shape=(1, 4)), 'expected float32'),
+        (result(shape=(2**31, 2**31)), 'expected float32'),
+        (result(dtype='object'), 'expected float32'),
+        (result(nbytes=15), 'payload of 15 bytes'),
+        (result(bounds=(0, 2)), 'expected all 4 units'),
+        (result(bounds=(1, 4)), 'expected all 4 units'),
+        (result(bounds=(0,)), 'expected all 4 units'),
+    ],
+)
+def test_a_result_that_no_model_gave_is_refused(bad, text):
+    with pytest.raises(LapdtrError, match=text):
+        check_result(bad, STREAM, PROFILE)

@@ -22,6 +22,7 @@ from lapdtr_ros.perception.detection_targets import (
     DEPTH,
     HEAT,
     OFFSET,
+    SPREAD,
     Grid,
     decode,
     encode_targets,
@@ -76,10 +77,25 @@ def test_perfect_prediction_has_no_box_loss_and_almost_no_heat_loss():
     prediction = values.clone()
     prediction[:, HEAT] = (values[:, HEAT] == 1).float()
     parts = detection_loss(prediction, values, weights)
-    assert parts['depth'] == parts['size'] == parts['heading'] == parts['offset'] == 0
+    assert parts['depth_error'] == parts['size'] == parts['heading'] == parts['offset'] == 0
     assert parts['heat'] < 1e-3
     prediction[:, DEPTH] += 0.5
-    assert detection_loss(prediction, values, weights)['depth'] == pytest.approx(0.5, abs=1e-6)
+    parts = detection_loss(prediction, values, weights)
+    assert parts['depth_error'] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_depth_loss_is_least_where_the_head_expects_the_error_that_it_makes():
+    spread = spread_targets(targets_of(one_vehicle()))
+    values, weights = torch.tensor(spread.values)[None], torch.tensor(spread.weights)[None]
+    prediction = values.clone()
+    prediction[:, DEPTH] += 0.2
+
+    def depth_loss(expected):
+        prediction[:, SPREAD] = math.log(expected)
+        return detection_loss(prediction, values, weights)['depth'].item()
+
+    assert depth_loss(0.2) == pytest.approx(1.0 + math.log(0.2), abs=1e-5)
+    assert depth_loss(0.2) < min(depth_loss(0.15), depth_loss(0.25))
 
 
 def test_heat_loss_follows_the_published_formula():
@@ -348,4 +364,4 @@ def test_senseless_options_are_refused(scenes, tmp_path, changes, text):
 def test_targets_are_arrays_of_one_shape():
     spread = spread_targets(targets_of(one_vehicle()))
     assert isinstance(spread, Targets)
-    assert spread.values.shape == spread.weights.shape == (9, 8, 12)
+    assert spread.values.shape == spread.weights.shape == (10, 8, 12)
