@@ -56,12 +56,12 @@ from lapdtr_ros.planning.classes import (
     load_device_class,
     load_link_class,
 )
-from lapdtr_ros.planning.cost import InfeasiblePlanError
+from lapdtr_ros.planning.cost import InfeasiblePlanError, PlanCost, evaluate
 from lapdtr_ros.planning.fleet import Fleet, Requirements
 from lapdtr_ros.planning.lifetime import plan_for_lifetime
 from lapdtr_ros.planning.plan import Plan, Stage
 from lapdtr_ros.planning.redistribution import DTR_CORRECTED, DTR_LITERAL, LIFETIME, Task
-from lapdtr_ros.planning.streams import StreamRequest, evaluate_streams, plan_streams
+from lapdtr_ros.planning.streams import StreamRequest, plan_streams
 from lapdtr_ros.scenario import Scenario, load_scenario
 
 SCENARIO = Path(__file__).parents[1] / 'config' / 'scenarios' / 'endurance.yaml'
@@ -222,10 +222,13 @@ def live(frames: int, time_scale: float) -> dict[str, Any]:
         for stream in plan.streams
     }
     task = task_of(scenario)
-    costs = evaluate_streams(task.profile, scenario.fleet, task.requirements, task.requests, plans)
+    costs = {
+        name: evaluate(plan, task.profile, scenario.fleet, task.requirements)
+        for name, plan in plans.items()
+    }
     begin, end = min(f.sent_s for f in steady), max(f.sent_s for f in steady)
     ratios = _power_ratios(scenario, task, costs, record.telemetry, begin, end)
-    simulated_j = statistics.mean(costs[frame.stream].cost.energy_j for frame in steady)
+    simulated_j = statistics.mean(costs[frame.stream].energy_j for frame in steady)
     ratio = statistics.mean(frame.energy_j for frame in steady) / simulated_j
     slow = max((t.time_ratio for t in record.telemetry if t.time_ratio == t.time_ratio), default=0)
     print(
@@ -245,7 +248,7 @@ def live(frames: int, time_scale: float) -> dict[str, Any]:
 def _power_ratios(
     scenario: Scenario,
     task: Task,
-    costs: Mapping[str, Any],
+    costs: Mapping[str, PlanCost],
     telemetry: Any,
     begin: float,
     end: float,
@@ -257,9 +260,9 @@ def _power_ratios(
         span = readings[-1].time_s - readings[0].time_s
         emulated = (readings[-1].energy_j - readings[0].energy_j) / span
         simulated = device.idle_w + sum(
-            task.requests[stream].rate_hz * cost.cost.devices[name].energy_j
+            task.requests[stream].rate_hz * cost.devices[name].energy_j
             for stream, cost in costs.items()
-            if name in cost.cost.devices
+            if name in cost.devices
         )
         ratios[name] = round(emulated / simulated, 3)
     return ratios

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
-from lapdtr_ros.bringup import Intervention
+from lapdtr_ros.bringup import Intervention, Outage
 from lapdtr_ros.datasets.generator import generate
 from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.datasets.pictures import PictureSequence
@@ -48,6 +48,9 @@ from .run import expected_frames, run_scenario
 
 SCENE = SceneConfig(seed=10, frames=9, vehicles=3, road='crossing', width=640, height=480)
 
+# Devices of the scenario that something happens to.
+TIRED, MORTAL = 'cav_659', 'cav_650'
+
 
 @dataclass(frozen=True)
 class Act:
@@ -55,11 +58,11 @@ class Act:
 
     Attributes:
         told: what the terminal says about it.
-        interventions: what the user does.
+        interventions: what the user does, and which processes die.
     """
 
     told: str
-    interventions: tuple[Intervention, ...]
+    interventions: tuple[Intervention | Outage, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ def execute(options: argparse.Namespace) -> int:
     scenario = _prepare(options.out)
     expected = expected_frames(scenario, options.frames)
     total = sum(expected.values())
-    acts = (change_of_wishes(total),)
+    acts = (change_of_wishes(total), low_battery(total), loss(total))
     console.print(
         f'Running {total} pictures of {len(expected)} cameras through '
         f'{len(scenario.fleet.devices)} devices ...'
@@ -136,6 +139,24 @@ def change_of_wishes(total: int) -> Act:
     return Act(
         f'after {after} of them the user asks for frame rate beside energy',
         (Intervention(after, 'planner', wishes),),
+    )
+
+
+def low_battery(total: int) -> Act:
+    """A battery falls below its reserve: the planner moves what can be moved."""
+    after = 2 * total // 3
+    return Act(
+        f'after {after} the battery of {TIRED} falls below its reserve',
+        (Intervention(after, f'{TIRED}/device', {'emulated_soc': 0.12}),),
+    )
+
+
+def loss(total: int) -> Act:
+    """The device that carries most is killed: its frames resume elsewhere until it is back."""
+    after = 5 * total // 6
+    return Act(
+        f'after {after} the process of {MORTAL} is killed and starts again',
+        (Outage(after, f'device_{MORTAL}', back_s=2.0),),
     )
 
 

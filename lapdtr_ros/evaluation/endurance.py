@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lapdtr_ros.energy.battery import Battery
+from lapdtr_ros.planning.cost import PlanCost, evaluate
 from lapdtr_ros.planning.fleet import Fleet
 from lapdtr_ros.planning.monitor import FIRST, Cause, FleetMonitor, Reading, Triggers
 from lapdtr_ros.planning.plan import Plan
@@ -114,6 +115,19 @@ class Endurance:
     soc: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A stream under its plan.
+
+    Attributes:
+        shared: limits and speed, on what the other streams leave.
+        alone: energy. Sharing a device makes a frame wait, but it takes no more work.
+    """
+
+    shared: StreamCost
+    alone: PlanCost
+
+
 class _Books:
     """Sums of a run."""
 
@@ -143,19 +157,19 @@ def simulate(
     batteries = {n: Battery(d.battery_j, d.soc) for n, d in fleet.devices.items()}
     books = _Books()
     now, last_plans = 0.0, None
-    costs: Mapping[str, StreamCost] = {}
+    running: Mapping[str, _Running] = {}
     while now < horizon_s:
         command = strategy.command({n: b.soc for n, b in batteries.items()}, now)
         if command.plans != last_plans:
-            costs = _costs(fleet, task, command.plans)
+            running = _run(fleet, task, command.plans)
             books.plans += 1
             last_plans = command.plans
             _charge_move(command, batteries)
-        watts = _watts(fleet, task, costs, command.rate)
+        watts = _watts(fleet, task, running, command.rate)
         lasting = {n: _seconds_left(b, watts[n]) for n, b in batteries.items()}
         first = min(lasting, key=lambda n: lasting[n])
         span = min(step_s, lasting[first], horizon_s - now)
-        _book(books, task, costs, command.rate, span)
+        _book(books, task, running, command.rate, span)
         for name, battery in batteries.items():
             battery.drain(watts[name] * span)
             if math.isfinite(battery.capacity_j):
@@ -166,9 +180,13 @@ def simulate(
     return _result(now, '', books, batteries)
 
 
-def _costs(fleet: Fleet, task: Task, plans: Mapping[str, Plan]) -> Mapping[str, StreamCost]:
+def _run(fleet: Fleet, task: Task, plans: Mapping[str, Plan]) -> dict[str, _Running]:
     requests = {name: task.requests[name] for name in plans}
-    return evaluate_streams(task.profile, fleet, task.requirements, requests, plans)
+    shared = evaluate_streams(task.profile, fleet, task.requirements, requests, plans)
+    return {
+        name: _Running(shared[name], evaluate(plan, task.profile, fleet, task.requirements))
+        for name, plan in plans.items()
+    }
 
 
 def _charge_move(command: Command, batteries: Mapping[str, Battery]) -> None:
@@ -178,18 +196,18 @@ def _charge_move(command: Command, batteries: Mapping[str, Battery]) -> None:
         batteries[name].drain(command.moving_j)
 
 
-def _served_hz(task: Task, stream: str, cost: StreamCost, rate: float) -> float:
+def _served_hz(task: Task, stream: str, running: _Running, rate: float) -> float:
     """Frames per second that come out: as many as wanted, or as the busiest part lets through."""
-    return min(rate * task.requests[stream].rate_hz, 1.0 / cost.cost.period_s)
+    return min(rate * task.requests[stream].rate_hz, 1.0 / running.shared.cost.period_s)
 
 
 def _watts(
-    fleet: Fleet, task: Task, costs: Mapping[str, StreamCost], rate: float
+    fleet: Fleet, task: Task, streams: Mapping[str, _Running], rate: float
 ) -> dict[str, float]:
     watts = {name: device.idle_w for name, device in fleet.devices.items()}
-    for stream, cost in costs.items():
-        served = _served_hz(task, stream, cost, rate)
-        for name, share in cost.cost.devices.items():
+    for stream, running in streams.items():
+        served = _served_hz(task, stream, running, rate)
+        for name, share in running.alone.devices.items():
             watts[name] += served * share.energy_j
     return watts
 
@@ -199,16 +217,16 @@ def _seconds_left(battery: Battery, watts: float) -> float:
 
 
 def _book(
-    books: _Books, task: Task, costs: Mapping[str, StreamCost], rate: float, span: float
+    books: _Books, task: Task, streams: Mapping[str, _Running], rate: float, span: float
 ) -> None:
     for stream, request in task.requests.items():
-        cost = costs.get(stream)
-        served = _served_hz(task, stream, cost, rate) * span if cost is not None else 0.0
+        running = streams.get(stream)
+        served = _served_hz(task, stream, running, rate) * span if running is not None else 0.0
         books.frames += served
         books.missed += request.rate_hz * span - served
-        if cost is not None:
-            books.frame_j += served * cost.cost.energy_j
-            books.violations += served if cost.broken else 0.0
+        if running is not None:
+            books.frame_j += served * running.alone.energy_j
+            books.violations += served if running.shared.broken else 0.0
 
 
 def _result(

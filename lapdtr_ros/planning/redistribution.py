@@ -425,7 +425,12 @@ class Redistributor:
         task = self.task
         nothing = _Offer(name, plans, {}, math.inf, 0.0, Moving(), 0.0, '')
         if set(plans) != set(setting.requests):
-            return dataclasses.replace(nothing, broken='it serves other streams')
+            served = ', '.join(sorted(plans)) or 'no stream'
+            return dataclasses.replace(nothing, broken=f'it serves {served}')
+        used = {stage.device for plan in plans.values() for stage in plan.stages}
+        gone = sorted(used - set(setting.fleet.devices))
+        if gone:
+            return dataclasses.replace(nothing, broken=f'it needs {", ".join(gone)}')
         try:
             costs = evaluate_streams(
                 task.profile, setting.fleet, setting.requirements, setting.requests, plans

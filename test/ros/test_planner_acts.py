@@ -11,7 +11,7 @@ from lapdtr_ros.datasets.noise import write_noise_scene
 from lapdtr_ros.scenario import load_scenario
 
 STREAM = 'weak/camera0'
-FRAMES = 150
+FRAMES = 120
 
 
 def write_scenario(folder):
@@ -30,7 +30,7 @@ def write_scenario(folder):
             {'between': ['weak', 'other'], 'class': 'ethernet'},
             {'between': ['strong', 'other'], 'class': 'ethernet'},
         ],
-        'streams': {STREAM: {'source': 'weak', 'dataset': 'scene', 'rate_hz': 5.0}},
+        'streams': {STREAM: {'source': 'weak', 'dataset': 'scene', 'rate_hz': 10.0}},
         'requirements': {'weights': {'energy': 1}},
         'execution': {'max_in_flight': 4, 'frame_timeout_s': 60.0},
     }
@@ -45,8 +45,8 @@ def devices(plan):
 
 def test_work_moves_from_a_low_battery_and_from_a_dead_device_and_no_frame_is_lost(tmp_path):
     acts = [
-        Intervention(20, 'strong/device', {'emulated_soc': 0.1}),
-        Outage(60, 'device_other', back_s=1.0),
+        Intervention(15, 'weak/device', {'emulated_soc': 0.1}),
+        Outage(50, 'device_strong', back_s=1.0),
     ]
     record = run_scenario(write_scenario(tmp_path), tmp_path, frames=FRAMES, interventions=acts)
 
@@ -55,8 +55,8 @@ def test_work_moves_from_a_low_battery_and_from_a_dead_device_and_no_frame_is_lo
     )
     assert {frame.outcome for frame in record.frames} == {'finished'}
     first, low, lost, *_ = record.plans
-    assert devices(first) == ['strong']
-    assert 'battery of strong at 10.0%' in low.reason
-    assert devices(low) == ['other']
-    assert 'other is lost' in lost.reason
-    assert 'other' not in devices(lost)
+    assert devices(first) == ['weak']
+    assert 'battery of weak at 10.0%' in low.reason
+    assert devices(low) == ['strong']
+    assert 'strong is lost' in lost.reason
+    assert 'strong' not in devices(lost)

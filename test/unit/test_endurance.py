@@ -80,6 +80,15 @@ def test_frames_under_a_broken_limit_are_violations(profile):
     assert run.violations == pytest.approx(run.frames)
 
 
+def test_streams_that_share_a_device_take_no_more_energy_per_frame(profile):
+    requests = {name: StreamRequest('a', 'a', 2.0) for name in ('s', 't')}
+    task = Task(profile, requests, Requirements(), 'w')
+    plans = {name: Plan(name, 'm', 'a', 'a', (Stage('a', 0, UNITS),)) for name in requests}
+    run = simulate(fleet_of(device('a')), task, Fixed(plans))
+    assert run.frame_j == pytest.approx(1.0)
+    assert run.alive_s == pytest.approx(10_000.0 / 6.0)
+
+
 def test_energy_of_changes_is_charged(profile):
     class Restless:
         def command(self, soc, now):

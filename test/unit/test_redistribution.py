@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapdtr_ros.errors import UnknownNameError
+from lapdtr_ros.planning.accuracy import AccuracyTable, Curve, LevelEffect
 from lapdtr_ros.planning.cost import evaluate
 from lapdtr_ros.planning.fleet import Device, Fleet, Link, Requirements, Weights
 from lapdtr_ros.planning.monitor import (
@@ -230,6 +231,39 @@ def test_a_collapsed_link_is_avoided():
     (decision,) = changed(run.step(periods=20))
     assert decision.causes[0].kind == LINK
     assert run.places()[0] == 'rsu'
+
+
+def narrow_table():
+    """One elastic level that halves everything and costs a little accuracy."""
+    half = (0.5,) * UNITS
+    level = LevelEffect(
+        level=1, flops=half, seconds=half, parameter_bytes=half, error=(0.001,) * UNITS
+    )
+    return AccuracyTable(
+        model='model', weights='random:0', units=UNITS, metric='m', dataset='d', frames=1,
+        command='c', accuracy=0.8, flops_per_s=1e10, levels=(level,),
+        curve=Curve(error=(0.0, 0.1), accuracy=(0.8, 0.4)),
+    )  # fmt: skip
+
+
+def test_at_a_low_battery_units_become_narrower_where_moving_does_not_pay():
+    run = Run(CAV, FAR, RSU, policy=Policy(load_bytes_per_s=1e4))
+    assert [stage.level for stage in run.planner.running[STREAM].plan.stages] == [0]
+    # Accuracy may be traded from now on, but is dear enough not to be while the battery is full.
+    requirements = Requirements(weights=Weights(energy=1.0, accuracy=20.0), min_accuracy=0.7)
+    run.task = replace(
+        run.task, profile=replace(profile(), accuracy=narrow_table()), requirements=requirements
+    )
+    run.planner.task = run.task
+    assert run.step(periods=15) == []
+    run.readings['cav']['soc'] = 0.15
+    (decision,) = run.step()
+    assert decision.changed
+    assert run.places() == ['cav']
+    assert [stage.level for stage in run.planner.running[STREAM].plan.stages] == [1]
+    assert decision.moving.bytes == 0
+    assert 'level 1 on cav' in decision.reason
+    assert decision.streams[STREAM].accuracy < 0.8
 
 
 def test_a_users_wish_is_followed_even_for_a_small_gain():
