@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fleet_under_test import DEVICES, STREAM, FleetUnderTest
+from fleet_under_test import CAMERA, DEVICES, STREAM, FleetUnderTest, growth
 from fuzz import Fuzzer
 
 from lapdtr_ros.bringup import RunError
@@ -95,13 +95,13 @@ class Chaos:
 
     def kill(self) -> None:
         """Kill a device without warning and start it again."""
-        victim = self._random.choice(self._in_use())
+        victim = self._victim()
         self._lose(victim, signal.SIGKILL)
         self._fleet.start(f'device_{victim}')
 
     def freeze(self) -> None:
         """Stop a device in the middle of what it does, and let it go on later."""
-        victim = self._random.choice(self._in_use())
+        victim = self._victim()
         self._lose(victim, signal.SIGSTOP)
         self._fleet.spin(_FROZEN_S - _PAUSE_S)
         self._fleet.signal(f'device_{victim}', signal.SIGCONT)
@@ -132,15 +132,16 @@ class Chaos:
             self._fuzzer.send(16)
             self._fleet.spin(0.002)
 
-    def _in_use(self) -> tuple[str, ...]:
-        return self._fleet.plan.devices(STREAM)
+    def _victim(self) -> str:
+        """A device that frames pass; without its camera's device a stream ends."""
+        return self._random.choice([d for d in self._fleet.plan.devices(STREAM) if d != CAMERA])
 
     def _all_well(self) -> bool:
-        """Whether all devices are there and ready for the newest plan, and frames flow."""
+        """Whether a planner leads, and all devices are there and ready for its plan."""
         epoch = self._fleet.plan.epoch
         recent = [self._fleet.heard_ago_s(device) < 1.0 for device in DEVICES]
         ready = [epoch in self._fleet.telemetry[device].ready_epochs for device in DEVICES]
-        return all(recent) and all(ready)
+        return self._fleet.planner_is_up() and all(recent) and all(ready)
 
     def _lose(self, victim: str, how: signal.Signals) -> None:
         """Strike a device and see how long its frames are held up."""
@@ -180,27 +181,21 @@ def measure(
     with FleetUnderTest(folder, rate_hz, model) as fleet:
         fleet.wait_until_running()
         chaos = Chaos(fleet, seed)
-        fleet.spin(5.0)
-        before = fleet.memory()
         until = time.monotonic() + 60.0 * minutes
         while time.monotonic() < until:
             chaos.strike()
             told = ', '.join(f'{name} {count}' for name, count in sorted(chaos.faults.items()))
             print(f'{fleet.finished} frames; {told}', flush=True)
-        fleet.wait(lambda: len(fleet.memory()) == len(before))
-        fleet.spin(5.0)
-        after = fleet.memory()
+            fleet.note_memory()
         report = fleet.finish()
         chaos.close()
-    # Processes that were started again begin anew; the source has lived through everything.
-    growth = {name: after[name] / before[name] - 1.0 for name in before}
     return {
         'faults': sum(chaos.faults.values()),
         'per_kind': dict(sorted(chaos.faults.items())),
         **report,
         **_percentiles(chaos.resumptions),
-        'memory_growth': round(max(growth.values()), 4),
-        'memory_growth_source': round(growth[f'source_{STREAM.replace("/", "_")}'], 4),
+        'memory_growth': round(max(growth(samples) for samples in fleet.samples.values()), 4),
+        'memory_growth_source': round(growth(fleet.samples[fleet.source_life]), 4),
         'minutes': minutes,
         'model': model,
         'seed': seed,

@@ -35,7 +35,8 @@ from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.msg import DeviceTelemetry, FrameResult, FrameTrace, PartitionPlan
 from lapdtr_ros.planning.plan import FleetPlan
 
-STREAM = 'cav_0/camera0'
+CAMERA = 'cav_0'
+STREAM = f'{CAMERA}/camera0'
 DEVICES = ('cav_0', 'cav_1', 'cav_2', 'rsu_1')
 WEIGHTS = 'random:3'
 PICTURES = 8
@@ -44,8 +45,26 @@ TOLERANCE = 1e-5
 # A busy machine may need long to start a dozen processes.
 _PATIENCE_S = 90.0
 
+# A process is warm after this time: all its code has run and its buffers have been made.
+_WARM_S = 40.0
+
 # More frames than any benchmark lasts.
 _ENDLESS = 10_000_000
+
+
+Sample = tuple[float, int]
+
+
+def growth(samples: list[Sample]) -> float:
+    """Relative growth of a process' memory since it was warm; 0 for one that did not live long.
+
+    Args:
+        samples: (seconds since its first sample, bytes).
+    """
+    warm = [held for age_s, held in samples if age_s >= _WARM_S]
+    if len(warm) < 6:
+        return 0.0
+    return float(np.median(warm[-3:]) / np.median(warm[:3]) - 1.0)
 
 
 class FleetUnderTest:
@@ -60,6 +79,7 @@ class FleetUnderTest:
         traces: what became of each frame, by number; the first word counts.
         plans: plans heard, with the time on the steady clock.
         telemetry: newest report per device.
+        samples: memory of each process, by name and process number.
     """
 
     streams = (STREAM,)
@@ -76,6 +96,8 @@ class FleetUnderTest:
         self.plans: list[tuple[float, FleetPlan]] = []
         self.telemetry: dict[str, DeviceTelemetry] = {}
         self._heard_s: dict[str, float] = {}
+        self.samples: dict[tuple[str, int], list[Sample]] = defaultdict(list)
+        self._first_sample_s: dict[tuple[str, int], float] = {}
         self._units: dict[tuple[str, str], int] = defaultdict(int)
         self._copies: Counter[int] = Counter()
         self._repeated = self._wrong = self._foreign = 0
@@ -113,7 +135,6 @@ class FleetUnderTest:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self.group = ProcessGroup(self._specs(), self.folder / 'logs', environment)
-        self._started = Counter(spec.name for spec in self._specs())
         self.group.__enter__()
         return self
 
@@ -134,7 +155,6 @@ class FleetUnderTest:
 
     def start(self, name: str) -> None:
         """Start a process again."""
-        self._started[name] += 1
         spec = next(spec for spec in self._specs() if spec.name == name)
         self.group.start(spec)
 
@@ -145,8 +165,8 @@ class FleetUnderTest:
             os.kill(process.pid, number)
 
     def planner_is_up(self) -> bool:
-        """Whether the planner that was started last has come to work."""
-        return self.log('planner').count('activate done') == self._started['planner']
+        """Whether the planner that was started last has published a plan."""
+        return self.plan.planner.endswith(f':{self.group.process("planner").pid}')
 
     def log(self, name: str) -> str:
         """What a process has written so far."""
@@ -165,6 +185,20 @@ class FleetUnderTest:
                 fields = Path(f'/proc/{process.pid}/statm').read_text(encoding='ascii').split()
                 held[spec.name] = (int(fields[1]) - int(fields[2])) * os.sysconf('SC_PAGE_SIZE')
         return held
+
+    @property
+    def source_life(self) -> tuple[str, int]:
+        """Key of the source in `samples`."""
+        name = f'source_{STREAM.replace("/", "_")}'
+        return name, self.group.process(name).pid
+
+    def note_memory(self) -> None:
+        """Take one sample of the memory of each process."""
+        now = time.monotonic()
+        for name, held in self.memory().items():
+            life = (name, self.group.process(name).pid)
+            began = self._first_sample_s.setdefault(life, now)
+            self.samples[life].append((now - began, held))
 
     # --- What comes out --------------------------------------------------------------------------
 
@@ -246,8 +280,8 @@ class FleetUnderTest:
 
     @property
     def plan(self) -> FleetPlan:
-        """The newest plan."""
-        return max((plan for _, plan in self.plans), key=lambda plan: plan.epoch)
+        """The plan that was heard last."""
+        return self.plans[-1][1]
 
     def finish(self) -> dict[str, object]:
         """Wait for the frames that are under way and judge all of them."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from fleet_under_test import FleetUnderTest
+from fleet_under_test import FleetUnderTest, growth
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
@@ -277,22 +277,17 @@ def measure(count: int, seed: int, folder: Path) -> dict[str, object]:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         fleet.wait_until_running()
-        warm = min(2000, count // 10)
-        flood(fuzzer, executor, fleet, warm)
-        before = fleet.memory()
         began = time.monotonic()
-        flood(fuzzer, executor, fleet, count - warm)
+        flood(fuzzer, executor, fleet, count)
         seconds = time.monotonic() - began
-        after = fleet.memory()
         report = fleet.finish()
         node.destroy_node()
-    growth = max(after[name] / before[name] - 1.0 for name in before)
     return {
         'messages': sum(fuzzer.sent.values()),
         'per_type': dict(sorted(fuzzer.sent.items())),
         'seconds': round(seconds, 1),
         **report,
-        'memory_growth': round(growth, 4),
+        'memory_growth': round(max(growth(samples) for samples in fleet.samples.values()), 4),
         'seed': seed,
         'level': 'measured',
     }
@@ -306,8 +301,9 @@ def flood(
         fuzzer.send(min(_BURST, count - sent))
         executor.spin_once(timeout_sec=0.0)
         fleet.spin(0.002)
-        if sent % (1000 * _BURST) == 0:
+        if sent % (100 * _BURST) == 0:
             fleet.check_alive()
+            fleet.note_memory()
             print(f'{sent} messages, {fleet.finished} frames finished', flush=True)
 
 

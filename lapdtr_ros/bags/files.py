@@ -40,9 +40,9 @@ from rosbags.typesys.store import Typestore
 
 from lapdtr_ros.errors import LapdtrError
 
-_METADATA = 'metadata.yaml'
+from . import METADATA, storage_files
+
 _METADATA_VERSION: Literal[9] = 9  # of Jazzy
-_STORAGES = ('.mcap', '.db3', '.mcap.zstd', '.db3.zstd')
 _INFINITE = QosTime(9223372036, 854775807)
 
 
@@ -63,13 +63,6 @@ class TopicInfo:
     name: str
     kind: str
     count: int
-
-
-def is_bag(path: Path) -> bool:
-    """Whether a path looks like a rosbag2 recording: its directory or its single file."""
-    if path.is_dir():
-        return (path / _METADATA).is_file() or any(_storage_files(path))
-    return path.name.endswith(_STORAGES)
 
 
 class BagReader:
@@ -235,17 +228,13 @@ def message_class(kind: str, topic: str) -> type:
 def _check_directory(path: Path) -> None:
     if not path.exists():
         raise BagError(f'{path} does not exist; give the directory of a rosbag2 recording')
-    if path.is_dir() and not (path / _METADATA).is_file():
-        if any(_storage_files(path)):
+    if path.is_dir() and not (path / METADATA).is_file():
+        if any(storage_files(path)):
             raise BagError(
-                f'{path} has no {_METADATA}: the recording was cut off. '
+                f'{path} has no {METADATA}: the recording was cut off. '
                 f'Repair it with: ros2 bag reindex {path}'
             )
-        raise BagError(f'{path} is no rosbag2 recording: it has no {_METADATA}')
-
-
-def _storage_files(path: Path) -> Iterator[Path]:
-    return (file for file in path.iterdir() if file.name.endswith(_STORAGES))
+        raise BagError(f'{path} is no rosbag2 recording: it has no {METADATA}')
 
 
 @contextmanager

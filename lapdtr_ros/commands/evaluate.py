@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from lapdtr_ros.bags import is_bag
 from lapdtr_ros.datasets.opv2v import Scenario as Scene
 from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.errors import LapdtrError
@@ -91,7 +92,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         'whether its detections equal those made offline.',
     )
     add = parser.add_argument
-    add('dataset', type=Path, help='OPV2V directory: a dataset, a split or a scene')
+    add('dataset', type=Path, help='OPV2V directory (dataset, split or scene) or rosbag2 recording')
     add('--model', required=True, help='name of a model with the head detection')
     add('--weights', required=True, help='.safetensors file or another identifier of weights')
     add('--split', help='train, validate, test or test_culver_city; all that are there when left')
@@ -114,6 +115,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def execute(options: argparse.Namespace) -> int:
     """Run the verb; 1 when live detections differ from those made offline or frames were lost."""
     console = Console()
+    options.dataset = _scene_of(options.dataset, options.out, console)
     protocol = EvaluationProtocol(_split_name(options), limits=CAMERA_RANGE)
     scenes = detect_offline(options, protocol)
     frames = [frame for scene in scenes for frame in scene.frames]
@@ -147,6 +149,19 @@ def execute(options: argparse.Namespace) -> int:
     path.write_text(dump(encode(document)), encoding='utf-8')
     console.print(f'figures: {path}')
     return 1 if failed else 0
+
+
+def _scene_of(dataset: Path, out: Path, console: Console) -> Path:
+    """The dataset itself, or the scene that a recording turns into."""
+    if not is_bag(dataset):
+        return dataset
+    # Imported late: an evaluation of a directory works without ROS.
+    from lapdtr_ros.bags.scenes import bag_to_scene
+
+    imported = bag_to_scene(dataset, out / 'recording' / dataset.stem)
+    left_out = f', {imported.incomplete} incomplete left out' if imported.incomplete else ''
+    console.print(f'recording {dataset}: {imported.moments} moments{left_out}')
+    return imported.path
 
 
 def _split_name(options: argparse.Namespace) -> str:

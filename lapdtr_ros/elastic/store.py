@@ -101,14 +101,12 @@ def apply_level(module: StageModule, level: int, source: TensorSource | None) ->
 
 def _read(module: StageModule, level: int, source: TensorSource) -> dict[str, Tensor]:
     """The tensors of this level for this stage's units."""
-    wanted = [
-        name
+    prefixes = tuple(
+        prefix
         for number in range(module.start, module.stop)
         for prefix in (order_name(number, ''), reader_name(level, number, ''))
-        for name in source.names(NAMESPACE)
-        if name.startswith(prefix)
-    ]
-    return source.tensors(wanted)
+    )
+    return source.tensors([n for n in source.names(NAMESPACE) if n.startswith(prefixes)])
 
 
 def _unit_at(unit: nn.Module, number: int, level: int, tensors: Mapping[str, Tensor]) -> nn.Module:

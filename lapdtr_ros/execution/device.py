@@ -27,7 +27,7 @@ from lapdtr_ros.planning.profile import ModelProfile
 from .frames import FEATURES, JPEG, RAW, Feature, Packet, PacketError, Result, StageRecord
 
 # Frames that are known again when they come twice; far more than are ever under way.
-_REMEMBERED_FRAMES = 4096
+_REMEMBERED_FRAMES = 2048
 
 # Outputs kept per stream: twice the most frames in flight, for the word that a frame is finished
 # comes late. A lost device's frames beyond that go on from their picture.
@@ -76,7 +76,7 @@ class StageKey:
     calibration: str = ''
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FrameId:
     """A frame of one life of its source; numbers start again when a source does."""
 
@@ -153,7 +153,7 @@ class Holding:
     in_hand: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class _Frame:
     """Where a frame stands on this device.
 

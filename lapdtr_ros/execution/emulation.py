@@ -256,7 +256,7 @@ def hop_seconds(trace: Sequence[StageRecord], device: str) -> tuple[str, int, fl
         clocks disagree by more than it took.
     """
     for sender, receiver in itertools.pairwise(trace):
-        if sender.device == device and receiver.start == sender.stop:
+        if sender.device == device != receiver.device and receiver.start == sender.stop:
             left_ns = sender.started_ns + sender.compute_s * 1e9
             arrived_ns = receiver.started_ns - receiver.queue_s * 1e9
             seconds = (arrived_ns - left_ns) * 1e-9

@@ -11,47 +11,52 @@ class SecondPlannerError(LapdtrError):
 
 
 class PlannerWatch:
-    """Follows one planner until it is gone.
+    """Follows one planner until it may be gone.
 
-    The first planner heard leads. Plans of another one are refused while both are alive; when only
-    one is left, its newest plan counts.
+    The first planner heard leads. Plans of another one are refused while as many planners are alive
+    as ever since. When one of them has gone, nobody can tell which; then the leader is whose plan
+    comes next, and at once the one whose plan was refused before.
     """
 
     def __init__(self) -> None:
         self.alive = 0
         self._leader = ''
+        self._vacant = True
         self._rival: FleetPlan | None = None
 
     @property
     def problem(self) -> str:
         """What is wrong, empty if nothing is."""
-        if self.alive < 2:
+        if self._rival is None:
             return ''
-        rival = f' and {self._rival.planner}' if self._rival is not None else ''
         return (
-            f'{self.alive} planners are alive: {self._leader or "none with a plan yet"}{rival}; '
-            f'stop all but one'
+            f'two planners are alive: {self._leader} leads, {self._rival.planner} is refused; '
+            f'stop one of the two'
         )
 
     def admit(self, plan: FleetPlan) -> None:
         """Let a plan of the leader pass.
 
         Raises:
-            SecondPlannerError: another planner leads and both are alive.
+            SecondPlannerError: another planner leads and is alive.
         """
-        if self._leader and plan.planner != self._leader and self.alive > 1:
+        if plan.planner != self._leader and not self._vacant and self.alive > 1:
             self._rival = plan
             raise SecondPlannerError(
-                f'plan {plan.epoch} of {plan.planner} refused: {self._leader} leads this fleet '
-                f'and is alive; stop one of the two'
+                f'plan {plan.epoch} of {plan.planner[:200]} refused: {self._leader} leads this '
+                f'fleet and is alive; stop one of the two'
             )
-        self._leader, self._rival = plan.planner, None
+        if plan.planner != self._leader or self._vacant:
+            self._rival = None
+        self._leader, self._vacant = plan.planner, False
 
     def set_alive(self, count: int) -> FleetPlan | None:
         """The number of live planners changed; returns a plan that counts now but did not."""
-        self.alive = count
-        if count > 1 or self._rival is None:
+        gone, self.alive = count < self.alive, count
+        if not gone:
             return None
+        self._vacant = True
         plan, self._rival = self._rival, None
-        self._leader = plan.planner
+        if plan is not None:
+            self._leader, self._vacant = plan.planner, False
         return plan

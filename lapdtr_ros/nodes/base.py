@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import rclpy
@@ -23,12 +24,15 @@ from rcl_interfaces.msg import (
     SetParametersResult,
 )
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.event_handler import (
+    QoSRequestedIncompatibleQoSInfo,
+    SubscriptionEventCallbacks,
+)
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, qos_policy_name_from_kind
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
@@ -237,6 +241,8 @@ class ManagedNode(LifecycleNode):
             except Exception:
                 self.refuse(f'{topic}: cannot be handled:\n{traceback.format_exc()}')
 
+        events = events or SubscriptionEventCallbacks()
+        events.incompatible_qos = partial(self._on_incompatible_qos, topic)
         self._listening.append(
             self.create_subscription(
                 kind,
@@ -247,6 +253,13 @@ class ManagedNode(LifecycleNode):
                 qos_overriding_options=qos.overridable(),
                 raw=True,
             )
+        )
+
+    def _on_incompatible_qos(self, topic: str, info: QoSRequestedIncompatibleQoSInfo) -> None:
+        policy = qos_policy_name_from_kind(info.last_policy_kind)
+        self.refuse(
+            f'{topic}: a publisher offers another {policy} than is asked for, nothing comes from '
+            f'it; set qos_overrides.{topic}.subscription.{policy.lower()}'
         )
 
     def refuse(self, reason: str) -> None:

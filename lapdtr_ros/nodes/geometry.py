@@ -1,11 +1,11 @@
-"""Publishes where a camera was and how it sees, picture by picture."""
+"""Publishes where a camera was and what it saw, picture by picture, to those who listen."""
 
 from __future__ import annotations
 
 from geometry_msgs.msg import PoseStamped, TransformStamped
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, Image
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.datasets.pictures import Picture
@@ -25,6 +25,7 @@ class GeometryPublisher:
         <fleet>/<stream>/camera_info (sensor_msgs/CameraInfo): for the picture that the model takes.
         <fleet>/<stream>/mount (geometry_msgs/TransformStamped): body of the camera in the LiDAR.
         <fleet>/<vehicle>/lidar_pose (geometry_msgs/PoseStamped): the LiDAR in ``map``.
+        <fleet>/<stream>/image (sensor_msgs/Image): the picture that the model takes.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class GeometryPublisher:
                 (PoseStamped, topics.lidar_pose(fleet, vehicle)),
             )
         )
+        self._image = node.create_publisher(Image, topics.image(fleet, stream), qos.pictures())
 
     @property
     def heard(self) -> bool:
@@ -67,3 +69,5 @@ class GeometryPublisher:
             )
         if self._pose.get_subscription_count():
             self._pose.publish(conversions.lidar_pose_to_msg(pose, stamp))
+        if self._image.get_subscription_count():
+            self._image.publish(conversions.picture_to_msg(picture.pixels, stamp, picture.frame_id))

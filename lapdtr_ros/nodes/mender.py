@@ -94,7 +94,9 @@ class Mender:
             self._changed()
 
         def lives(info: QoSLivelinessChangedInfo) -> None:
-            if info.alive_count == 0:
+            # Whoever else is on the topic must not hide that the device has gone; if it was another
+            # who went, the device is there again with its next report.
+            if info.alive_count_change < 0:
                 self._on_lost(device)
 
         self._node.listen(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lapdtr_ros.evaluation.live import write_detections
 from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import RunRecord, write_record
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome
+from lapdtr_ros.execution.source import check_result
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.msg import (
     Detections,
@@ -86,7 +88,8 @@ class SinkNode(ManagedNode):
         scenario = load_scenario(self.common.scenario)
         self._streams = tuple(scenario.file.streams)
         self._devices = tuple(scenario.fleet.devices)
-        self._builder = RunBuilder(scenario, profile_model(scenario.file.model.name))
+        self._profile = profile_model(scenario.file.model.name)
+        self._builder = RunBuilder(scenario, self._profile)
         self._fusion = scenario.file.fusion
         self._outputs: Path | None = None
         if self.parameters.output:
@@ -99,7 +102,8 @@ class SinkNode(ManagedNode):
         self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
         self.listen(FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces())
         for stream in self._streams:
-            self.listen(FrameResult, topics.result(fleet, stream), self._on_result, qos.frames())
+            heard = partial(self._on_result, stream)
+            self.listen(FrameResult, topics.result(fleet, stream), heard, qos.frames())
         for name in self._devices:
             topic = topics.telemetry(fleet, name)
             self.listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
@@ -155,9 +159,10 @@ class SinkNode(ManagedNode):
         if self._on_outcome is not None:
             self._on_outcome(outcome)
 
-    def _on_result(self, msg: FrameResult) -> None:
+    def _on_result(self, stream: str, msg: FrameResult) -> None:
         assert self._builder is not None
         result = conversions.result_from_msg(msg)
+        check_result(result, stream, self._profile)
         if (msg.stream, msg.seq) in self._received:
             self._builder.add_duplicate(result, time.monotonic())
             return

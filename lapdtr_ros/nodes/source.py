@@ -18,7 +18,7 @@ from rclpy.event_handler import (
 )
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.datasets.pictures import Picture, PictureSequence
@@ -63,6 +63,8 @@ from .telemetry import Links
 
 # How often the source looks for frames that a loss left behind; events usually tell it earlier.
 _WATCH_S = 0.1
+_SILENCE_S = 2.0
+_COMPRESSED = '/compressed'
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class SourceNode(ManagedNode):
             to see it lost.
         <fleet>/<stream>/result (FrameResult): frees a credit.
         <fleet>/cache_reports (CacheReport): what devices hold of frames after a loss.
-        the stream's image_topic (sensor_msgs/Image), when the scenario names one.
+        the stream's image_topic (sensor_msgs/Image, or CompressedImage where the topic ends in
+            ``/compressed``), when the scenario names one.
 
     Publishers:
         <fleet>/<first device>/features (FeatureMap): the picture, input of unit 0.
@@ -163,10 +166,15 @@ class SourceNode(ManagedNode):
             qos.traces(),
             event_callbacks=self._pump_when_matched(),
         )
-        self._geometry = GeometryPublisher(
-            self, self.common.fleet, name, self._stream.source, self._pump_when_matched()
+        # A live camera has a driver that publishes all this itself.
+        self._geometry = (
+            GeometryPublisher(
+                self, self.common.fleet, name, self._stream.source, self._pump_when_matched()
+            )
+            if self._pictures is not None
+            else None
         )
-        self._fused = scenario.file.fusion is not None and self._pictures is not None
+        self._fused = scenario.file.fusion is not None
         self._status = self.create_publisher(
             StreamStatus, topics.stream_status(self.common.fleet), qos.stream_status()
         )
@@ -211,8 +219,12 @@ class SourceNode(ManagedNode):
             self._profile.units[-1].output_bytes + MOST_REPORT_BYTES,
         )
         if self._pictures is None:
-            assert self._stream.image_topic is not None
-            self.listen(Image, self._stream.image_topic, self._on_image, qos.camera())
+            topic = self._stream.image_topic
+            assert topic is not None
+            kind = CompressedImage if topic.endswith(_COMPRESSED) else Image
+            self.listen(kind, topic, self._on_image, qos.camera())
+            self._began_s = time.monotonic()
+            self.every(_SILENCE_S, self._tell_silence)
         self.every(0.5, self._expire)
         self.every(0.5, self._publish_status)
         self.every(_WATCH_S, self._pump)
@@ -259,8 +271,9 @@ class SourceNode(ManagedNode):
     def _state(self) -> tuple[bytes, str]:
         if self._last_error:
             return WARN, self._last_error
-        if self._last_picture_s is None:
-            return STALE, 'no picture yet'
+        silence = self._quiet()
+        if silence:
+            return STALE, silence
         plan = self._gate.newest
         if plan is None:
             return WARN, 'no plan yet'
@@ -270,6 +283,22 @@ class SourceNode(ManagedNode):
         if waiting and self._gate.current() is None:
             return WARN, f'waiting for {", ".join(waiting)} to be ready for plan {plan.epoch}'
         return WARN if self._lost else OK, 'running'
+
+    def _quiet(self) -> str:
+        """What to say about pictures that do not come, empty when they do."""
+        topic = self._stream.image_topic
+        if topic is None:
+            return '' if self._last_picture_s is not None else 'no picture yet'
+        waited_s = time.monotonic() - (self._last_picture_s or self._began_s)
+        if waited_s < _SILENCE_S:
+            return ''
+        publishers = self.count_publishers(topic)
+        return f'no picture on {topic} for {waited_s:.0f} s; it has {publishers} publishers'
+
+    def _tell_silence(self) -> None:
+        silence = self._quiet()
+        if silence:
+            self.get_logger().warning(silence, throttle_duration_sec=10.0)
 
     def _on_parameters_set(self, parameters: list[Parameter]) -> None:
         credits = changed(parameters).get('max_in_flight')
@@ -295,9 +324,9 @@ class SourceNode(ManagedNode):
                 self._publisher(plan.devices(stream)[0])
         self._pump()
 
-    def _on_image(self, msg: Image) -> None:
+    def _on_image(self, msg: Image | CompressedImage) -> None:
         try:
-            picture = conversions.picture_from_msg(msg)
+            picture = conversions.any_picture_from_msg(msg)
         except LapdtrError as error:
             self._refused += 1
             self._problem(str(error))
@@ -379,7 +408,7 @@ class SourceNode(ManagedNode):
 
     def _heard_by_all(self) -> bool:
         """Whether nothing is lost for want of a listener; only the start has to wait."""
-        placed = self._geometry.heard or not self._fused
+        placed = self._geometry is None or self._geometry.heard or not self._fused
         traced = self._traces.get_subscription_count() >= self.parameters.trace_listeners
         return placed and traced
 
@@ -398,7 +427,8 @@ class SourceNode(ManagedNode):
         )
         self._ledger.sent(frame)
         self._transmit(publisher, frame)
-        self._geometry.publish(picture)
+        if self._geometry is not None:
+            self._geometry.publish(picture)
         self._sent += 1
         self._seq += 1
         if plan.epoch != self._epoch:

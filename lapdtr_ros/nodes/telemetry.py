@@ -457,7 +457,8 @@ class Gauge:
         if spent is not None and isinstance(self._meter, ModelledMeter):
             self._meter.spend(spent.compute_j, spent.radio_j)
         hop = hop_seconds(outcome.trace, me)
-        if hop is not None:
+        # What was sent again after a loss had waited for the new plan, not for the link.
+        if hop is not None and not outcome.resumed:
             target, size, seconds = hop
             self._estimator(target).add(size, seconds * self.links.time_scale)
 

@@ -72,7 +72,8 @@ class LevelRule:
         heads: heads of the most elastic layer at each level, level 0 first; never rising.
         reserve_soc: E_min as a state of charge.
         rule: one of `RULES`.
-        hysteresis: state of charge by which a border must be passed.
+        hysteresis: state of charge by which a border must be passed, at most half of the charge
+            that one level has.
 
     Raises:
         UnknownNameError: another rule.
@@ -100,7 +101,8 @@ class LevelRule:
         self._heads = tuple(heads)
         self._reserve_soc = reserve_soc
         self._rule = rule
-        self._hysteresis = hysteresis
+        # More would keep the outermost levels out of reach.
+        self._hysteresis = min(hysteresis, 0.5 * (1.0 - reserve_soc) / len(heads))
 
     def update(self, soc: float) -> int:
         """Take a reading of the battery and return the level to run at.

@@ -424,13 +424,13 @@ class Redistributor:
         """Evaluate plans for all streams under the present state."""
         task = self.task
         nothing = _Offer(name, plans, {}, math.inf, 0.0, Moving(), 0.0, '')
-        if set(plans) != set(setting.requests):
-            served = ', '.join(sorted(plans)) or 'no stream'
-            return dataclasses.replace(nothing, broken=f'it serves {served}')
         used = {stage.device for plan in plans.values() for stage in plan.stages}
         gone = sorted(used - set(setting.fleet.devices))
         if gone:
             return dataclasses.replace(nothing, broken=f'it needs {", ".join(gone)}')
+        if set(plans) != set(setting.requests):
+            served = ', '.join(sorted(plans)) or 'no stream'
+            return dataclasses.replace(nothing, broken=f'it serves {served}')
         try:
             costs = evaluate_streams(
                 task.profile, setting.fleet, setting.requirements, setting.requests, plans

@@ -13,7 +13,8 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions, topics
-from lapdtr_ros.bags.files import BagError, BagReader, BagWriter, is_bag
+from lapdtr_ros.bags import is_bag
+from lapdtr_ros.bags.files import BagError, BagReader, BagWriter
 from lapdtr_ros.bags.scenes import bag_to_scene, scene_to_bag
 from lapdtr_ros.datasets.opv2v import (
     AgentFrame,

@@ -48,14 +48,16 @@ def test_the_first_planner_leads_and_a_second_one_is_refused_while_it_is_alive()
     watch.set_alive(2)
     with pytest.raises(SecondPlannerError, match='one leads this fleet'):
         watch.admit(plan(9, 'two'))
-    assert 'one and two' in watch.problem
+    assert 'one leads, two is refused' in watch.problem
     watch.admit(plan(2, 'one'))
+    assert watch.problem
 
 
 def test_a_planner_that_is_left_alone_leads_with_the_plan_it_made_before():
     watch = PlannerWatch()
-    watch.set_alive(2)
+    watch.set_alive(1)
     watch.admit(plan(1, 'one'))
+    watch.set_alive(2)
     with pytest.raises(SecondPlannerError):
         watch.admit(plan(2, 'two'))
     assert watch.set_alive(1).epoch == 2
@@ -71,3 +73,14 @@ def test_a_planner_that_comes_after_the_first_has_gone_leads():
     watch.set_alive(0)
     watch.set_alive(1)
     watch.admit(plan(2, 'two'))
+
+
+def test_a_stranger_on_the_topic_does_not_keep_a_new_planner_out():
+    watch = PlannerWatch()
+    watch.set_alive(2)
+    watch.admit(plan(1, 'one'))
+    watch.set_alive(1)
+    watch.set_alive(2)
+    watch.admit(plan(2, 'two'))
+    with pytest.raises(SecondPlannerError, match='two leads'):
+        watch.admit(plan(3, 'one'))
