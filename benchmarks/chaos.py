@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fleet_under_test import CAMERA, DEVICES, STREAM, FleetUnderTest, growth
+from fleet_under_test import CAMERA, DEVICES, STREAM, FleetUnderTest
 from fuzz import Fuzzer
 
 from lapdtr_ros.bringup import RunError
@@ -189,13 +189,14 @@ def measure(
             fleet.note_memory()
         report = fleet.finish()
         chaos.close()
+    memory = fleet.memory_growth()
     return {
         'faults': sum(chaos.faults.values()),
         'per_kind': dict(sorted(chaos.faults.items())),
         **report,
         **_percentiles(chaos.resumptions),
-        'memory_growth': round(max(growth(samples) for samples in fleet.samples.values()), 4),
-        'memory_growth_source': round(growth(fleet.samples[fleet.source_life]), 4),
+        'memory_growth': max(memory.values()),
+        'memory_growth_per_process': memory,
         'minutes': minutes,
         'model': model,
         'seed': seed,

@@ -55,7 +55,7 @@ _ENDLESS = 10_000_000
 Sample = tuple[float, int]
 
 
-def growth(samples: list[Sample]) -> float:
+def _growth(samples: list[Sample]) -> float:
     """Relative growth of a process' memory since it was warm; 0 for one that did not live long.
 
     Args:
@@ -186,12 +186,6 @@ class FleetUnderTest:
                 held[spec.name] = (int(fields[1]) - int(fields[2])) * os.sysconf('SC_PAGE_SIZE')
         return held
 
-    @property
-    def source_life(self) -> tuple[str, int]:
-        """Key of the source in `samples`."""
-        name = f'source_{STREAM.replace("/", "_")}'
-        return name, self.group.process(name).pid
-
     def note_memory(self) -> None:
         """Take one sample of the memory of each process."""
         now = time.monotonic()
@@ -199,6 +193,13 @@ class FleetUnderTest:
             life = (name, self.group.process(name).pid)
             began = self._first_sample_s.setdefault(life, now)
             self.samples[life].append((now - began, held))
+
+    def memory_growth(self) -> dict[str, float]:
+        """Greatest growth among the lives of each process."""
+        worst: dict[str, float] = defaultdict(lambda: -1.0)
+        for (name, _), samples in self.samples.items():
+            worst[name] = max(worst[name], round(_growth(samples), 4))
+        return dict(worst)
 
     # --- What comes out --------------------------------------------------------------------------
 
@@ -212,6 +213,9 @@ class FleetUnderTest:
             listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
 
     def _on_trace(self, msg: FrameTrace) -> None:
+        if msg.stream != STREAM:
+            self._foreign += 1
+            return
         if msg.seq in self.traces:
             self._repeated += 1
             return

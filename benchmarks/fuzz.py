@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from fleet_under_test import FleetUnderTest, growth
+from fleet_under_test import FleetUnderTest
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
@@ -71,7 +71,10 @@ class Fuzzer:
         self._streams, self._devices = streams, devices
         self.sent: Counter[str] = Counter()
         publish = node.create_publisher
-        self._plan = publish(PartitionPlan, topics.plan(fleet), qos.plan())
+        self._plans = [
+            publish(PartitionPlan, topics.plan(fleet), qos.plan()),
+            publish(PartitionPlan, topics.active_plan(fleet), qos.active_plan()),
+        ]
         self._status = publish(StreamStatus, topics.stream_status(fleet), qos.stream_status())
         self._requests = publish(ResumeRequest, topics.resume_requests(fleet), qos.recovery())
         self._reports = publish(CacheReport, topics.cache_reports(fleet), qos.recovery())
@@ -98,6 +101,7 @@ class Fuzzer:
             self._send_status,
             self._send_request,
             self._send_report,
+            self._send_trace,
             self._replay,
         ]
 
@@ -193,7 +197,7 @@ class Fuzzer:
         message = PartitionPlan(
             epoch=self._integer(32), planner=self._text(), reason=self._text(), streams=streams
         )
-        self._publish(self._plan, message)
+        self._publish(self._random.choice(self._plans), message)
 
     def _send_result(self) -> None:
         message = FrameResult(
@@ -261,6 +265,18 @@ class Fuzzer:
         )
         self._publish(self._reports, message)
 
+    def _send_trace(self) -> None:
+        message = FrameTrace(
+            stream=self._text(),
+            seq=self._integer(64),
+            epoch=self._integer(32),
+            outcome=self._integer(8),
+            latency_s=self._number(),
+            picture_bytes=self._integer(64),
+            stages=self._trace(),
+        )
+        self._publish(self._traces, message)
+
     def _replay(self) -> None:
         """Send a genuine frame a second time."""
         device = self._random.choice(self._devices)
@@ -282,12 +298,14 @@ def measure(count: int, seed: int, folder: Path) -> dict[str, object]:
         seconds = time.monotonic() - began
         report = fleet.finish()
         node.destroy_node()
+    memory = fleet.memory_growth()
     return {
         'messages': sum(fuzzer.sent.values()),
         'per_type': dict(sorted(fuzzer.sent.items())),
         'seconds': round(seconds, 1),
         **report,
-        'memory_growth': round(max(growth(samples) for samples in fleet.samples.values()), 4),
+        'memory_growth': max(memory.values()),
+        'memory_growth_per_process': memory,
         'seed': seed,
         'level': 'measured',
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from rclpy.executors import ExternalShutdownException, ShutdownException, Single
 from rclpy.serialization import deserialize_message
 
 from lapdtr_ros import qos
+from lapdtr_ros.errors import LapdtrError
 
 # (message, info); the info holds times in nanoseconds.
 Take = Callable[[Any, dict[str, Any]], None]
@@ -31,9 +33,9 @@ class Inlet:
         name: name of the node and of the thread.
         kind: type of the messages.
         topic: topic of the messages.
-        take: called with every message and its info; must be short and raise nothing.
+        take: called with every message and its info; must be short.
         work: called in the thread after messages were taken; does what they ask for.
-        refuse: called with the reason when a message is too large or cannot be read.
+        refuse: called with the reason when a message is too large, cannot be read, or raises.
 
     Attributes:
         most_bytes: larger messages are refused before they are unpacked.
@@ -84,7 +86,7 @@ class Inlet:
 
     def wake(self) -> None:
         """Have the thread work, also without a message."""
-        self._executor.create_task(self._work)
+        self._executor.create_task(self._do_work)
 
     def close(self) -> None:
         """Finish the work in hand and stop; messages that wait in the queue are dropped."""
@@ -94,18 +96,27 @@ class Inlet:
 
     def _on_message(self, data: bytes, info: dict[str, Any]) -> None:
         self._unpack(data, info)
-        self._work()
+        self._do_work()
+
+    def _do_work(self) -> None:
+        try:
+            self._work()
+        except Exception:  # the thread must live on, whatever happens to one frame
+            self._refuse(f'{self._kind.__name__}: work failed:\n{traceback.format_exc()}')
 
     def _unpack(self, data: bytes, info: dict[str, Any]) -> None:
         if len(data) > self.most_bytes:
             self._refuse(f'message of {len(data)} bytes; limit {self.most_bytes}')
             return
         try:
-            message = deserialize_message(data, self._kind)
-        except Exception as error:  # whatever the network sends, this thread lives on
-            self._refuse(f'unreadable message of {len(data)} bytes: {error}')
-            return
-        self._take(message, info)
+            self._take(deserialize_message(data, self._kind), info)
+        except LapdtrError as error:
+            self._refuse(str(error))
+        except Exception:  # as above
+            self._refuse(
+                f'{self._kind.__name__} of {len(data)} bytes cannot be handled:\n'
+                f'{traceback.format_exc()}'
+            )
 
     def _run(self) -> None:
         with contextlib.suppress(ExternalShutdownException, ShutdownException):

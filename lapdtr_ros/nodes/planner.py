@@ -319,8 +319,12 @@ class PlannerNode(ManagedNode):
         self._monitor.take()
         text = 'first plan'
         if self._active is not None:
-            self._adopt(self._active)
-            self._publish(dataclasses.replace(self._active, planner=self._identity))
+            # Devices that know a newer plan, e.g. one that stopped the streams, ignore older ones.
+            newer = self._known_epoch > self._active.epoch
+            epoch = self._known_epoch + 1 if newer else self._active.epoch
+            found = dataclasses.replace(self._active, planner=self._identity, epoch=epoch)
+            self._adopt(found)
+            self._publish(found)
             text = f'plan {self._active.epoch} found in force'
         if missing:
             text += f', not heard: {", ".join(missing)}'

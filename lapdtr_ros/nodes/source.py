@@ -473,12 +473,8 @@ class SourceNode(ManagedNode):
     def _on_result(self, msg: FrameResult, _: dict[str, Any]) -> None:
         """In the thread of the results; the credit that it frees is used before it is reported."""
         received_s = time.monotonic()
-        try:
-            result = conversions.result_from_msg(msg)
-            check_result(result, self.parameters.stream, self._profile)
-        except LapdtrError as error:
-            self.refuse(str(error))
-            return
+        result = conversions.result_from_msg(msg)
+        check_result(result, self.parameters.stream, self._profile)
         with self._lock:
             mine = result.session == self._session
             frame = self._ledger.finished(result.seq) if mine else None
@@ -488,8 +484,9 @@ class SourceNode(ManagedNode):
         self._pump()
         frame = dataclasses.replace(frame, epoch=result.epoch)
         self._report(frame, frames.FINISHED, result.trace, received_s)
-        if self._ledger.oldest_epoch(self._epoch) != self._reported_epoch:
-            self._publish_status()
+        with self._lock:
+            if self._ledger.oldest_epoch(self._epoch) != self._reported_epoch:
+                self._publish_status()
 
     def _publish_status(self) -> None:
         with self._lock:
