@@ -299,7 +299,8 @@ def main() -> None:
     parser.add_argument('--precision', choices=PRECISIONS, default='float32')
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    weights = options.weights or sorted(Path('weights').glob('*.safetensors'))
+    shipped = (p for p in Path('weights').glob('*.safetensors') if '.calibration' not in p.name)
+    weights = options.weights or sorted(shipped)
     sets = test_sets(options)
     results = {path.stem: evaluate(path, sets, options) for path in weights}
     show(results)

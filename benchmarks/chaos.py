@@ -169,8 +169,12 @@ class Chaos:
         ]
         plans = [heard for heard, plan in fleet.plans if plan.epoch > epoch and heard > began]
         end = time.monotonic()
-        self.resumptions.append(
-            Resumption(min(plans, default=end) - began, min(frames, default=end) - began)
+        entry = Resumption(min(plans, default=end) - began, min(frames, default=end) - began)
+        self.resumptions.append(entry)
+        print(
+            f'{victim} lost ({how.name}): plan after {entry.plan_s:.2f} s, '
+            f'frame after {entry.frame_s:.2f} s',
+            flush=True,
         )
 
 

@@ -474,6 +474,7 @@ def reading_from_msg(msg: DeviceTelemetry) -> Reading:
     return Reading(
         device=msg.device,
         session=msg.session,
+        device_class=msg.device_class,
         soc=msg.soc,
         load=msg.load,
         queue=msg.queue,

@@ -24,6 +24,7 @@ from .planning.classes import (
     link_from_class,
     load_device_class,
     load_link_class,
+    of_other_class,
 )
 from .planning.fleet import Device, Fleet, Link, Requirements, Weights
 from .planning.profile import ModelProfile
@@ -197,6 +198,18 @@ class Scenario:
             AccuracyTableError: the table is of another model.
         """
         return dataclasses.replace(profile, accuracy=self.table)
+
+    def with_device_class(self, name: str, class_name: str) -> Scenario:
+        """The scenario with other hardware for one device.
+
+        Raises:
+            UnknownNameError: no such device or class.
+        """
+        if name not in self.fleet.devices:
+            raise UnknownNameError('device', name, self.fleet.devices)
+        device = of_other_class(self.fleet.devices[name], class_name)
+        fleet = dataclasses.replace(self.fleet, devices={**self.fleet.devices, name: device})
+        return dataclasses.replace(self, fleet=fleet)
 
     def stream(self, name: str) -> StreamSection:
         """The section of one stream."""

@@ -14,6 +14,23 @@ from lapdtr_ros.planning.plan import Plan
 
 from .device import Holding
 
+# A little more than the usual period of telemetry.
+_USUAL_SILENCE_S = 0.55
+
+
+def has_gone(alive: int, change: int, silent_s: float) -> bool:
+    """Whether a device is lost, when the number of live publishers of its telemetry changed.
+
+    Whoever else is on the topic must not hide that the device has gone, and it must not look so
+    when the other one goes.
+
+    Args:
+        alive: live publishers now.
+        change: by how many their number has changed.
+        silent_s: time since the device itself was heard.
+    """
+    return alive == 0 or (change < 0 and silent_s > _USUAL_SILENCE_S)
+
 
 @dataclass(frozen=True)
 class Hop:

@@ -61,6 +61,9 @@ class DeviceParameters:
     """Parameters of the device node; those of energy and emulation are in `telemetry`."""
 
     device: str = parameter('', 'Name of this device in the scenario')
+    device_class: str = parameter(
+        '', 'Hardware class of this device; empty: as the scenario says. The planner follows it'
+    )
     telemetry_hz: float = parameter(2.0, 'Rate of the telemetry [Hz]', minimum=0.1, maximum=100.0)
     result_listeners: int = parameter(
         1, 'Subscribers a result topic needs before its plan is ready: the source, sinks', minimum=1
@@ -116,6 +119,8 @@ class DeviceNode(ManagedNode):
         self._scenario: Scenario = load_scenario(self.common.scenario)
         if name not in self._scenario.fleet.devices:
             raise UnknownNameError('device', name, self._scenario.fleet.devices)
+        if self.parameters.device_class:
+            self._scenario = self._scenario.with_device_class(name, self.parameters.device_class)
         self._gauge = Gauge(self, self._scenario, name)
         self._core = DeviceCore(name, profile_model, self._gauge.cost_of)
         fleet = self.common.fleet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,8 +11,9 @@ from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallb
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
-from lapdtr_ros.execution.recovery import Question
+from lapdtr_ros.execution.recovery import Question, has_gone
 from lapdtr_ros.execution.rescue import Rescue
+from lapdtr_ros.execution.sessions import Session
 from lapdtr_ros.execution.source import InFlight
 from lapdtr_ros.msg import CacheReport, DeviceTelemetry, ResumeRequest
 
@@ -86,17 +88,21 @@ class Mender:
         return orders is not None
 
     def _listen_to(self, device: str) -> None:
+        heard_s = -math.inf
+
         def heard(msg: DeviceTelemetry) -> None:
+            nonlocal heard_s
             if msg.device != device:
                 raise LapdtrError(f'says it is of {msg.device[:40]!r}, expected {device!r}')
+            Session.parse(msg.session)
+            heard_s = time.monotonic()
             with self._lock:
                 self._rescue.heard(device, msg.session, list(msg.ready_epochs))
             self._changed()
 
         def lives(info: QoSLivelinessChangedInfo) -> None:
-            # Whoever else is on the topic must not hide that the device has gone; if it was another
-            # who went, the device is there again with its next report.
-            if info.alive_count_change < 0:
+            silent_s = time.monotonic() - heard_s
+            if has_gone(info.alive_count, info.alive_count_change, silent_s):
                 self._on_lost(device)
 
         self._node.listen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ from rclpy.publisher import Publisher
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.run_record import describe_stages
+from lapdtr_ros.execution.recovery import has_gone
 from lapdtr_ros.models.profiling import profile_model
 from lapdtr_ros.msg import DeviceTelemetry, PartitionPlan
 from lapdtr_ros.planning.leadership import Leadership
@@ -98,6 +100,7 @@ class PlannerNode(ManagedNode):
         host = f'{socket.gethostname()}:{os.getpid()}'
         self._identity = f'{self.get_fully_qualified_name()}@{host}'
         self._publisher: Publisher | None = None
+        self._heard_s: dict[str, float] = {}
         self._problem = ''
         self._summary = 'waiting for devices'
         self._refused = 0
@@ -193,6 +196,7 @@ class PlannerNode(ManagedNode):
             if msg.device != device:
                 raise ReadingError(f'{msg.device!r} reports on the topic of {device}')
             self._monitor.hear(conversions.reading_from_msg(msg), time.monotonic())
+            self._heard_s[device] = time.monotonic()
         except LapdtrError as error:
             self._refused += 1
             self._last_refused = f'telemetry refused: {error}'
@@ -204,7 +208,8 @@ class PlannerNode(ManagedNode):
         self._think()
 
     def _on_liveliness(self, device: str, info: QoSLivelinessChangedInfo) -> None:
-        if info.alive_count == 0:
+        silent_s = time.monotonic() - self._heard_s.get(device, -math.inf)
+        if has_gone(info.alive_count, info.alive_count_change, silent_s):
             why = f'no sign of life within its lease of {qos.LIVELINESS_LEASE_S:g} s'
             self._monitor.lose(device, why)
             self._think()

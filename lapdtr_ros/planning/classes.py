@@ -187,6 +187,18 @@ def load_link_class(name: str, directory: Path | None = None) -> LinkClass:
     )
 
 
+def of_other_class(device: Device, class_name: str) -> Device:
+    """The device with the figures of another class; battery, charge and load stay.
+
+    Raises:
+        UnknownNameError: nobody defined that class.
+    """
+    kept = ('battery_j', 'soc', 'reserve_soc', 'load')
+    return device_from_class(
+        load_device_class(class_name), device.name, **{key: getattr(device, key) for key in kept}
+    )
+
+
 def device_from_class(
     device_class: DeviceClass, name: str, *, rate: str | None = None, **overrides: Any
 ) -> Device:

@@ -18,6 +18,7 @@ from statistics import median
 
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
 
+from .classes import of_other_class
 from .fleet import Device, Fleet, Link
 
 FIRST, BATTERY, LOST, RETURNED = 'first', 'battery', 'lost', 'returned'
@@ -52,6 +53,7 @@ class Reading:
     Attributes:
         device: name of the device.
         session: differs between two processes that use the same name; empty if not told.
+        device_class: hardware class that the device says it is; empty if not told.
         soc: state of charge, 0 to 1; 1 on mains.
         load: share of time the device was busy, 0 to 1.
         queue: frames that wait.
@@ -61,6 +63,7 @@ class Reading:
 
     device: str
     session: str = ''
+    device_class: str = ''
     soc: float = 1.0
     load: float = 0.0
     queue: int = 0
@@ -248,7 +251,7 @@ class FleetMonitor:
         """Take a reading.
 
         Raises:
-            UnknownNameError: no such device in the fleet.
+            UnknownNameError: no such device in the fleet, or no such device class.
             ReadingError: an impossible value, or a second process that uses the same name.
         """
         if reading.device not in self._devices:
@@ -263,7 +266,17 @@ class FleetMonitor:
             self._watch_time(reading, state, now)
             self._watch_links(reading, now)
         else:
+            self._believe_class(reading)
             self._welcome(reading.device, state, now)
+
+    def _believe_class(self, reading: Reading) -> None:
+        """A device that comes knows its own hardware better than the description of the fleet."""
+        device = self._fleet.devices[reading.device]
+        if reading.device_class in ('', device.device_class):
+            return
+        other = of_other_class(device, reading.device_class)
+        devices = {**self._fleet.devices, reading.device: other}
+        self._fleet = dataclasses.replace(self._fleet, devices=devices)
 
     def lose(self, device: str, why: str) -> None:
         """A device is gone: its liveliness lease ended, or it is silent."""

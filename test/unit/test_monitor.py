@@ -1,5 +1,6 @@
 """Triggers: when telemetry is a reason to think again, and when it is noise."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapdtr_ros.errors import UnknownNameError
+from lapdtr_ros.planning.classes import device_from_class, load_device_class
 from lapdtr_ros.planning.fleet import Device, Fleet, Link
 from lapdtr_ros.planning.monitor import (
     BATTERY,
@@ -260,3 +262,25 @@ def test_a_restarted_device_is_lost_first_because_it_holds_nothing():
         causes += clocked.step()
     assert kinds(causes) == [(LOST, 'near'), (RETURNED, 'near')]
     assert refused == 3
+
+
+def test_a_device_that_comes_tells_its_class_and_keeps_its_battery():
+    fleet = Fleet(
+        {
+            'cav_0': dataclasses.replace(
+                device_from_class(load_device_class('jetson_nano'), 'cav_0'), battery_j=1e6
+            )
+        }
+    )
+    monitor = FleetMonitor(fleet)
+    monitor.hear(Reading('cav_0', device_class='jetson_agx_orin', soc=0.7), 0.0)
+    found = monitor.fleet().devices['cav_0']
+    expected = device_from_class(load_device_class('jetson_agx_orin'), 'cav_0')
+    assert found.flops_per_s == expected.flops_per_s
+    assert (found.device_class, found.battery_j, found.soc) == ('jetson_agx_orin', 1e6, 0.7)
+
+
+def test_a_class_that_nobody_knows_is_refused_by_name():
+    fleet = Fleet({'cav_0': device_from_class(load_device_class('jetson_nano'), 'cav_0')})
+    with pytest.raises(UnknownNameError, match='warp_drive'):
+        FleetMonitor(fleet).hear(Reading('cav_0', device_class='warp_drive'), 0.0)

@@ -16,8 +16,17 @@ ROOT = Path(__file__).resolve().parents[2]
 ROS_SUFFIXES = ('_msgs', '_interfaces')
 ROS_MODULES = {'rclpy', 'launch', 'launch_ros'}
 # `import x` against the name to install, where they differ.
-DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml', 'gltf': 'panda3d-gltf', 'direct': 'panda3d'}
-OWN = {'lapdtr_ros'}
+DISTRIBUTIONS = {
+    'PIL': 'pillow',
+    'yaml': 'pyyaml',
+    'gltf': 'panda3d-gltf',
+    'direct': 'panda3d',
+    'pynvml': 'nvidia-ml-py',
+    'jtop': 'jetson-stats',
+    'rerun': 'rerun-sdk',
+}
+# Packages beside their users: doubles for tests, and benchmarks that import each other.
+OWN = {'lapdtr_ros', 'doubles', *(path.stem for path in (ROOT / 'benchmarks').glob('*.py'))}
 # Part of a requirement: jinja2 brings markupsafe, ROS brings the rest.
 INDIRECT = {'ament_index_python', 'domain_coordinator', 'markupsafe'}
 
@@ -135,7 +144,7 @@ def test_every_imported_ros_package_is_declared(manifest: ElementTree.Element) -
 
 @pytest.mark.parametrize('folder', ['lapdtr_ros', 'test', 'benchmarks'])
 def test_every_imported_library_is_a_requirement(folder: str) -> None:
-    files = ['run', 'torch', 'no_deps', *([] if folder == 'lapdtr_ros' else ['dev'])]
+    files = ['run', 'torch', 'no_deps', 'optional', *([] if folder == 'lapdtr_ros' else ['dev'])]
     required = requirement_names(''.join(read(f'requirements/{name}.txt') for name in files))
     used = imported_modules(folder) - OWN - INDIRECT - sys.stdlib_module_names
     names = {DISTRIBUTIONS.get(name, name) for name in used if not is_ros(name)}
@@ -146,7 +155,10 @@ def test_pip_installs_what_the_environment_of_the_makefile_has() -> None:
     arguments = setup_arguments()
     extras = [needs for name, needs in arguments['extras_require'].items() if name != 'test']
     named = requirement_names('\n'.join(itertools.chain(arguments['install_requires'], *extras)))
-    assert named - {'torch', 'torchvision'} == requirement_names(read('requirements/run.txt'))
+    optional = requirement_names(read('requirements/optional.txt'))
+    needed = named - {'torch', 'torchvision'} - optional
+    assert needed == requirement_names(read('requirements/run.txt'))
+    assert optional <= named
 
 
 @pytest.mark.parametrize('name', ['run', 'torch', 'no_deps', 'dev', 'ros'])

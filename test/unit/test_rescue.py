@@ -18,7 +18,7 @@ from lapdtr_ros.execution.device import (
     run_job,
 )
 from lapdtr_ros.execution.frames import Feature, Packet
-from lapdtr_ros.execution.recovery import DeviceWatch, Recovery
+from lapdtr_ros.execution.recovery import DeviceWatch, Recovery, has_gone
 from lapdtr_ros.execution.rescue import Rescue
 from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
@@ -244,7 +244,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(EVENTS, min_size=20, max_size=120))
 def test_every_frame_finishes_once_and_right_whatever_is_lost(events):
     world = World()
@@ -437,3 +437,11 @@ def test_unknown_orders_are_refused_by_name():
         world.cores['a'].resume(STREAM, 0, [0], 99, 1, 0.0)
     with pytest.raises(RefusedReportError, match='not known'):
         world.cores['a'].holdings('nobody', 0, [0], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ('alive', 'change', 'silent_s', 'gone'),
+    [(0, -1, 0.1, True), (1, -1, 0.9, True), (1, -1, 0.3, False), (2, 1, 0.9, False)],
+)
+def test_a_stranger_on_the_topic_neither_hides_nor_feigns_a_loss(alive, change, silent_s, gone):
+    assert has_gone(alive, change, silent_s) == gone
