@@ -59,14 +59,23 @@ class Fuzzer:
         streams: its streams.
         devices: its devices.
         seed: of the random choices.
+        largest: bytes of the largest payloads; DDS keeps a reader's buffers at the size of the
+            largest message they have held, up to the depth of its queue.
 
     Attributes:
         sent: messages per type.
     """
 
     def __init__(
-        self, node: Node, fleet: str, streams: list[str], devices: list[str], seed: int
+        self,
+        node: Node,
+        fleet: str,
+        streams: list[str],
+        devices: list[str],
+        seed: int,
+        largest: int = 8_000_000,
     ) -> None:
+        self._largest = largest
         self._random = random.Random(seed)
         self._streams, self._devices = streams, devices
         self.sent: Counter[str] = Counter()
@@ -120,7 +129,7 @@ class Fuzzer:
 
     def _text(self) -> str:
         if self._random.randrange(_LARGE_EVERY) == 0:
-            return 'x' * 1_000_000
+            return 'x' * (self._largest // 8)
         return self._random.choice(
             ['', 'nobody', '../../etc/passwd', '\u202e\U0001f697', "'; drop table", '%s' * 50]
         )
@@ -137,11 +146,11 @@ class Fuzzer:
 
     def _length(self, usual: int = 6) -> int:
         large = self._random.randrange(_LARGE_EVERY) == 0
-        return 20_000 if large else self._random.randrange(usual)
+        return self._largest // 400 if large else self._random.randrange(usual)
 
     def _data(self) -> array.array[int]:
         large = self._random.randrange(_LARGE_EVERY) == 0
-        return array.array('B', bytes(8_000_000 if large else self._random.randrange(2000)))
+        return array.array('B', bytes(self._largest if large else self._random.randrange(2000)))
 
     def _trace(self) -> list[StageTrace]:
         return [

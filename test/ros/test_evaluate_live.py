@@ -69,7 +69,7 @@ def test_live_detections_equal_those_made_offline(dataset, fleet, tmp_path):
     assert cli.main(['evaluate', str(dataset), *words]) == 0
 
     document = json.loads((out / 'evaluation.json').read_text())
-    live, offline = document['live'], document['offline']['fused']['nms']
+    live, offline = document['live'], document['offline']['fused']['wbf_noisy_or']
     assert live['equals_offline']
     agreement = live['agreement']['scene']
     assert agreement['moments'] == 3
