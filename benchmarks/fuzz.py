@@ -337,7 +337,7 @@ def flood(
 def main() -> None:
     """Measure and print one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--messages', type=int, default=100_000)
+    parser.add_argument('--messages', type=int, default=101_000)
     parser.add_argument('--seed', type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

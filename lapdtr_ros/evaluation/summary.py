@@ -256,7 +256,7 @@ def headlines(summary: Summary) -> list[tuple[str, Figure]]:
         ('frames finished', summary.frames_finished),
         ('frames lost', summary.frames_lost),
         ('pictures refused', summary.frames_refused),
-        ('frames received twice', summary.frames_duplicated),
+        ('second copies dropped', summary.frames_duplicated),
         ('plan changes', summary.plan_changes),
         ('largest difference to unsplit', summary.max_abs_diff),
     ]
@@ -274,7 +274,7 @@ def show(figure: Figure) -> str:
 
 
 def verdict(record: RunRecord, summary: Summary) -> str:
-    """Whether every frame came back once, split equals unsplit and emulation kept its pace."""
+    """Whether every frame came back, split equals unsplit and emulation kept its pace."""
     sent, finished, lost, twice = (
         int(figure.value or 0)
         for figure in (
@@ -284,7 +284,7 @@ def verdict(record: RunRecord, summary: Summary) -> str:
             summary.frames_duplicated,
         )
     )
-    frames = f'{finished} of {sent} frames finished, {lost} lost, {twice} received twice.'
+    frames = f'{finished} of {sent} frames finished, {lost} lost, {twice} second copies dropped.'
     if record.time_level == EMULATED:
         frames += f' {_pace(record)}'
     check = record.equivalence

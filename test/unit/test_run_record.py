@@ -214,7 +214,7 @@ def test_an_empty_run_has_a_summary_without_values(record):
 
 def test_the_verdict_tells_losses_and_equality(record):
     text = verdict(record, summarise(record))
-    assert '3 of 4 frames finished, 1 lost, 1 received twice' in text
+    assert '3 of 4 frames finished, 1 lost, 1 second copies dropped' in text
     assert 'Split equals unsplit' in text
     for difference in (1e-3, math.nan):
         broken = replace(record, equivalence=Equivalence(3, difference, 'whole model'))
