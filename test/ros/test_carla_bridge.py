@@ -32,7 +32,7 @@ from lapdtr_ros.nodes.carla_bridge import CarlaBridgeNode, traction_watts
 from lapdtr_ros.perception.cooperation import COMPLETE, FusedFrame
 from lapdtr_ros.perception.ground_truth import GroundTruthRule, ground_truth
 
-SCENE = SceneConfig(seed=4, frames=3, vehicles=2, width=64, height=48)
+SCENE = SceneConfig(seed=4, frames=5, vehicles=2, width=64, height=48)
 COSIMULATION = {
     'width': 64,
     'height': 48,
@@ -92,7 +92,7 @@ def test_pictures_geometry_and_surroundings_share_one_stamp(peer, scene, start, 
             (BatteryState, topics.battery_state('', 'cav_0'), 100),
         )
     }
-    process = start(ticks=5, real_time_factor=0.03, dump=tmp_path / 'dump')
+    process = start(ticks=9, real_time_factor=0.05, dump=tmp_path / 'dump')
     peer.wait(lambda: not process.is_alive())
     assert process.exitcode == 0
     stamps = [
