@@ -53,7 +53,7 @@ def bridge(scene, arguments, silent_from):
 
 @pytest.fixture(scope='module')
 def scene(tmp_path_factory):
-    return generate(SCENE, tmp_path_factory.mktemp('scene'), progress=False, workers=1)
+    return generate(SCENE, tmp_path_factory.mktemp('scene'), progress=False, workers=2)
 
 
 @pytest.fixture

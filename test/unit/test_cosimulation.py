@@ -29,7 +29,7 @@ NAMES = ('cav_0', 'cav_1')
 
 @pytest.fixture(scope='module')
 def recorded(tmp_path_factory):
-    path = generate(SCENE, tmp_path_factory.mktemp('scene'), progress=False, workers=1)
+    path = generate(SCENE, tmp_path_factory.mktemp('scene'), progress=False, workers=2)
     return build_scene(SCENE), open_dataset(path)[0]
 
 
