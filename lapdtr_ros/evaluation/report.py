@@ -187,9 +187,7 @@ def _cards(record: RunRecord, summary: Summary) -> list[_Card]:
             'Communication', summary.communication_bytes, 'payload between devices, with picture'
         ),
         _card('Busiest device', summary.busiest_share, busiest.name if busiest else ''),
-        _card(
-            'Finished', summary.frames_finished, f'{lost} lost', f'{twice} second copies dropped'
-        ),
+        _card('Finished', summary.frames_finished, f'{lost} lost', f'{twice} came twice'),
         _card('Difference to unsplit', summary.max_abs_diff, 'largest of any output element'),
         _card('Accuracy', summary.accuracy, *_accuracy_notes(record)),
     ]
