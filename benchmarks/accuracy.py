@@ -33,16 +33,15 @@ from lapdtr_ros.commands.evaluate import DetectedScene, run_live
 from lapdtr_ros.datasets.generator import generate_dataset
 from lapdtr_ros.datasets.opv2v import Scenario, open_dataset
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol, evaluate_frames
+from lapdtr_ros.evaluation.detected import DetectedFrame, fused_boxes
 from lapdtr_ros.evaluation.detector import (
     FUSIONS,
-    DetectedFrame,
     Detector,
     DetectorReport,
     detect_scenarios,
-    fused_boxes,
     score_detections,
 )
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.fusion import NMS, FusionSettings

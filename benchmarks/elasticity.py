@@ -34,14 +34,14 @@ from lapdtr_ros.elastic.measure import FeatureError, run_frames, unit_flops
 from lapdtr_ros.elastic.parts import parts_of, replace_parts, with_children
 from lapdtr_ros.elastic.store import apply_level, known_levels, order_name, reader_name
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol
-from lapdtr_ros.evaluation.detector import Detector, detect_scenarios, score
+from lapdtr_ros.evaluation.detected import score
+from lapdtr_ros.evaluation.detector import Detector, detect_scenarios
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.features.calibration import Calibration
 from lapdtr_ros.features.transfer import Adapter, fit_adapter
+from lapdtr_ros.models.facts import input_shape, model_spec
 from lapdtr_ros.models.layout import NCHW
 from lapdtr_ros.models.preprocess import picture_to_input
-from lapdtr_ros.models.profiling import input_shape
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import StageModule, load_units
 from lapdtr_ros.perception.boxes import CAMERA_RANGE
 from lapdtr_ros.perception.fusion import FusionSettings

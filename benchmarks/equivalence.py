@@ -35,9 +35,8 @@ from lapdtr_ros.commands.run import isolated_environment
 from lapdtr_ros.execution.frames import Feature, Packet
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.errors import WeightsError
-from lapdtr_ros.models.heads import CLASSIFIER
+from lapdtr_ros.models.facts import CLASSIFIER, model_spec
 from lapdtr_ros.models.preprocess import picture_to_input
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_undivided, load_units, save_weights
 from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, PartitionPlan, StreamStatus
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision

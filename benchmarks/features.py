@@ -32,12 +32,7 @@ from tqdm import tqdm
 from lapdtr_ros.datasets.generator import generate_dataset
 from lapdtr_ros.datasets.opv2v import AgentFrame, CameraModel, Scenario, open_dataset, prefetch
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol
-from lapdtr_ros.evaluation.detector import (
-    SCORE_THRESHOLD,
-    DetectedFrame,
-    detection_grid,
-    score,
-)
+from lapdtr_ros.evaluation.detected import SCORE_THRESHOLD, DetectedFrame, detection_grid, score
 from lapdtr_ros.execution.backends import TorchBackend
 from lapdtr_ros.execution.frames import JPEG, RAW, Packet
 from lapdtr_ros.execution.stage import StageRunner
@@ -50,9 +45,9 @@ from lapdtr_ros.features.calibration import (
 from lapdtr_ros.features.packing import Packing
 from lapdtr_ros.features.summarize import summarize
 from lapdtr_ros.features.transfer import Adapter, TransferReport, fit_adapter, skip_name
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.layout import TOKENS, FeatureLayout
 from lapdtr_ros.models.preprocess import encode_jpeg, picture_to_input, resize_picture
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.perception.boxes import CAMERA_RANGE
 from lapdtr_ros.perception.detection_targets import decode

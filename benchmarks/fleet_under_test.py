@@ -30,8 +30,7 @@ from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.execution.source import check_result
 from lapdtr_ros.execution.stage import StageRunner
-from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec, profile_model
 from lapdtr_ros.msg import DeviceTelemetry, FrameResult, FrameTrace, PartitionPlan
 from lapdtr_ros.planning.cost import stage_memory
 from lapdtr_ros.planning.plan import FleetPlan

@@ -29,7 +29,7 @@ import yaml
 from lapdtr_ros.bringup import Intervention
 from lapdtr_ros.commands.run import run_scenario
 from lapdtr_ros.datasets.noise import write_noise_scene
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.scenario import load_scenario
 
 MODELS = {'deit_tiny': 'deit_tiny_patch16_224', 'deit_small': 'deit_small_patch16_224'}

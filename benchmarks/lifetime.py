@@ -49,7 +49,7 @@ from lapdtr_ros.evaluation.endurance import (
     as_task,
     simulate,
 )
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.planning.classes import (
     device_from_class,
     link_from_class,

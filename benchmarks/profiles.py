@@ -36,7 +36,8 @@ from lapdtr_ros.calibration.frames import ValidationFrames, load_moments
 from lapdtr_ros.calibration.trials import Trial, TrialRunner
 from lapdtr_ros.execution.frames import RAW, Packet
 from lapdtr_ros.execution.stage import StageRunner
-from lapdtr_ros.models.profiling import measure_unit_times, profile_model
+from lapdtr_ros.models.facts import profile_model
+from lapdtr_ros.models.profiling import measure_unit_times
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.planning.accuracy import AccuracyTable, AccuracyTableError, load_table
 from lapdtr_ros.planning.cost import PlanCost, evaluate

@@ -15,14 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lapdtr_ros.bags.scenes import bag_to_scene, scene_to_bag
 from lapdtr_ros.commands.evaluate import DetectedScene, LiveScene, run_live
 from lapdtr_ros.datasets.generator import generate
 from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.datasets.scene import SceneConfig
 from lapdtr_ros.evaluation.average_precision import ApResult, EvaluationProtocol
-from lapdtr_ros.evaluation.detector import Detector, detect_scenarios, score
+from lapdtr_ros.evaluation.detected import score
+from lapdtr_ros.evaluation.detector import Detector, detect_scenarios
 from lapdtr_ros.evaluation.live import boxes_difference
+from lapdtr_ros.nodes.bags.scenes import bag_to_scene, scene_to_bag
 from lapdtr_ros.perception.boxes import CAMERA_RANGE
 from lapdtr_ros.perception.fusion import FusionSettings
 

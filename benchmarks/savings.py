@@ -36,7 +36,7 @@ from tqdm import tqdm
 from lapdtr_ros.calibration.frames import ValidationFrames, load_moments
 from lapdtr_ros.calibration.trials import Trial, TrialRunner
 from lapdtr_ros.evaluation.summary import summarise
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.planning.accuracy import AccuracyTable, load_table
 from lapdtr_ros.planning.cost import PlanCost, evaluate, reference, score, violations
 from lapdtr_ros.planning.fleet import Fleet, Requirements, Weights

@@ -46,8 +46,7 @@ from .datasets.opv2v import VehicleLabel
 from .energy.battery_state import BatteryReading
 from .errors import LapdtrError
 from .execution import frames
-from .execution.device import Holding
-from .execution.frames import Feature, FrameOutcome, Packet, Result, StageRecord
+from .execution.frames import Feature, FrameOutcome, Holding, Packet, Result, StageRecord
 from .perception import cooperation, geometry
 from .perception.boxes import Boxes
 from .perception.cooperation import FusedFrame

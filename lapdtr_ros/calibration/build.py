@@ -13,8 +13,8 @@ from lapdtr_ros.elastic.fit import ElasticLevels, fit_levels
 from lapdtr_ros.elastic.levels import describe
 from lapdtr_ros.elastic.measure import run_frames
 from lapdtr_ros.features.calibration import RunningMean, mean_name, write_calibration
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.preprocess import picture_to_input
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import StageModule, load_units
 
 from .frames import Picture, Progress, load_moments

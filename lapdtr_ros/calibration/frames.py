@@ -11,9 +11,9 @@ import numpy as np
 
 from lapdtr_ros.datasets.opv2v import AgentFrame, CameraModel, Scenario, open_dataset, prefetch
 from lapdtr_ros.evaluation.average_precision import ApResult, EvaluationProtocol
-from lapdtr_ros.evaluation.detector import SCORE_THRESHOLD, DetectedFrame, detection_grid, score
+from lapdtr_ros.evaluation.detected import SCORE_THRESHOLD, DetectedFrame, detection_grid, score
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.preprocess import resize_picture
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.detection_targets import decode
 from lapdtr_ros.perception.fusion import FusionSettings
@@ -64,7 +64,7 @@ class ValidationFrames:
         self._protocol = EvaluationProtocol(split, limits=CAMERA_RANGE)
 
     def boxes(self, values: np.ndarray, view: View) -> Boxes:
-        """Decode a result [1, 9, rows, columns] of the picture of ``view``."""
+        """Decode a result [1, 10, rows, columns] of the picture of ``view``."""
         camera = view.camera.resized(self._grid.width, self._grid.height)
         return decode(values[0], camera, self._grid, score_threshold=SCORE_THRESHOLD)
 

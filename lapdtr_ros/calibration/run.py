@@ -20,9 +20,8 @@ from lapdtr_ros.elastic.measure import FeatureError
 from lapdtr_ros.elastic.store import known_levels
 from lapdtr_ros.evaluation.average_precision import ApResult
 from lapdtr_ros.features.calibration import Calibration
-from lapdtr_ros.models.detection import DETECTION
+from lapdtr_ros.models.facts import DETECTION, model_spec
 from lapdtr_ros.models.layout import NCHW
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import weights_digest
 from lapdtr_ros.perception.boxes import Boxes
 from lapdtr_ros.planning.accuracy import AccuracyTable, save_table

@@ -14,9 +14,9 @@ from lapdtr_ros.elastic.measure import unit_flops
 from lapdtr_ros.elastic.store import apply_level
 from lapdtr_ros.features.calibration import Calibration
 from lapdtr_ros.features.packing import packed_bytes
+from lapdtr_ros.models.facts import input_shape, model_spec, profile_model
 from lapdtr_ros.models.preprocess import encode_jpeg
-from lapdtr_ros.models.profiling import input_shape, measure_unit_times, profile_model
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.profiling import measure_unit_times
 from lapdtr_ros.models.weights import FileWeights, StageModule, load_units, open_weights
 from lapdtr_ros.planning.accuracy import AccuracyTable, CutEffect, LevelEffect, PictureEffect
 from lapdtr_ros.planning.plan import CutSetting

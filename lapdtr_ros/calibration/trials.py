@@ -21,9 +21,9 @@ from lapdtr_ros.execution.frames import RAW, Packet
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.features.calibration import Calibration
 from lapdtr_ros.features.packing import Packing
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.layout import TOKENS
 from lapdtr_ros.models.preprocess import decode_jpeg, encode_jpeg
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.planning.plan import LOSSLESS, CutSetting, Stage
 
 _TIMED = 3

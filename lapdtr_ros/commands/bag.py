@@ -34,7 +34,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def write(options: argparse.Namespace) -> int:
     """Run ``lapdtr bag write``."""
-    from lapdtr_ros.bags.scenes import scene_to_bag
+    from lapdtr_ros.nodes.bags.scenes import scene_to_bag
 
     with _bar('moment') as bar:
         scene_to_bag(open_dataset(options.scene)[0], options.bag, fleet=options.fleet, progress=bar)
@@ -44,7 +44,7 @@ def write(options: argparse.Namespace) -> int:
 
 def read(options: argparse.Namespace) -> int:
     """Run ``lapdtr bag read``."""
-    from lapdtr_ros.bags.scenes import bag_to_scene
+    from lapdtr_ros.nodes.bags.scenes import bag_to_scene
 
     with _bar('message') as bar:
         result = bag_to_scene(options.bag, options.scene, progress=bar)

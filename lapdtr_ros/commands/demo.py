@@ -21,8 +21,8 @@ from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.datasets.scene import SceneConfig
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol
+from lapdtr_ros.evaluation.detected import DetectedFrame, detection_grid, score
 from lapdtr_ros.evaluation.detection_pictures import detection_images
-from lapdtr_ros.evaluation.detector import DetectedFrame, detection_grid, score
 from lapdtr_ros.evaluation.live import (
     accuracy_record,
     compare_detections,
@@ -38,7 +38,7 @@ from lapdtr_ros.evaluation.summary import write_summary
 from lapdtr_ros.evaluation.tables import print_summary
 from lapdtr_ros.execution.frames import FINISHED
 from lapdtr_ros.execution.stage import StageRunner
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.fusion import FusionSettings
 from lapdtr_ros.planning.classes import config_directory
@@ -46,7 +46,7 @@ from lapdtr_ros.scenario import Scenario, load_scenario
 
 from .run import expected_frames, run_scenario
 
-SCENE = SceneConfig(seed=10, frames=9, vehicles=3, road='crossing', width=640, height=480)
+SCENE = SceneConfig(seed=10, frames=6, vehicles=3, road='crossing', width=640, height=480)
 
 # Devices of the scenario that something happens to.
 TIRED, MORTAL = 'cav_659', 'cav_650'

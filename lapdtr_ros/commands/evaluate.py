@@ -17,19 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from lapdtr_ros.bags import is_bag
 from lapdtr_ros.datasets.opv2v import Scenario as Scene
 from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.average_precision import ApResult, EvaluationProtocol
+from lapdtr_ros.evaluation.detected import SCORE_THRESHOLD, DetectedFrame, score
 from lapdtr_ros.evaluation.detection_pictures import detection_images
 from lapdtr_ros.evaluation.detector import (
-    SCORE_THRESHOLD,
-    DetectedFrame,
     Detector,
     DetectorReport,
     detect_scenarios,
-    score,
     score_detections,
 )
 from lapdtr_ros.evaluation.live import (
@@ -45,8 +42,8 @@ from lapdtr_ros.evaluation.report import write_report
 from lapdtr_ros.evaluation.run_record import RunRecord, dump, encode, write_record
 from lapdtr_ros.evaluation.summary import write_summary
 from lapdtr_ros.evaluation.tables import print_summary
-from lapdtr_ros.models.detection import DETECTION
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import DETECTION, model_spec
+from lapdtr_ros.nodes.bags import is_bag
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.fusion import NMS, SCORE_RULES, WBF, FusionSettings
 from lapdtr_ros.scenario import Scenario, load_scenario
@@ -156,7 +153,7 @@ def _scene_of(dataset: Path, out: Path, console: Console) -> Path:
     if not is_bag(dataset):
         return dataset
     # Imported late: an evaluation of a directory works without ROS.
-    from lapdtr_ros.bags.scenes import bag_to_scene
+    from lapdtr_ros.nodes.bags.scenes import bag_to_scene
 
     imported = bag_to_scene(dataset, out / 'recording' / dataset.stem)
     left_out = f', {imported.incomplete} incomplete left out' if imported.incomplete else ''

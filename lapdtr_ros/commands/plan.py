@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lapdtr_ros.evaluation.tables import PlanRow, print_plan_table
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.planning.cost import PlanCost
 from lapdtr_ros.planning.fleet import Requirements, Weights
 from lapdtr_ros.planning.plan import Plan, describe_plan

@@ -21,7 +21,7 @@ from lapdtr_ros.evaluation.report import write_report
 from lapdtr_ros.evaluation.run_record import RunRecord
 from lapdtr_ros.evaluation.summary import write_summary
 from lapdtr_ros.evaluation.tables import print_summary
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.scenario import Scenario, ScenarioError, load_scenario
 
 

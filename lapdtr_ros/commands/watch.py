@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
-
 from lapdtr_ros.evaluation.live_view import LiveView
-
-_REFRESH_S = 0.25
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,30 +31,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def execute(options: argparse.Namespace) -> int:
     """Run the verb."""
     # Imported late: the other verbs work without ROS.
-    import rclpy
-    from rclpy.executors import SingleThreadedExecutor
-
-    from lapdtr_ros.nodes.watch import WatchNode
+    from lapdtr_ros.nodes.watch import watch
 
     view = None
     if options.view or options.save:
         view = LiveView(save=options.save, web_port=options.port, grpc_port=options.port + 1)
         print(f'view: {view.address}', flush=True)
-    rclpy.init()
-    node = WatchNode(options.fleet, view)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    end_s = time.monotonic() + options.seconds
     try:
-        with Live(console=Console(), auto_refresh=False, screen=False) as live:
-            while time.monotonic() < end_s:
-                shown_s = time.monotonic()
-                while (left_s := shown_s + _REFRESH_S - time.monotonic()) > 0:
-                    executor.spin_once(timeout_sec=left_s)
-                live.update(node.overview.render(node.now_s), refresh=True)
+        watch(options.fleet, view, options.seconds)
     finally:
-        node.destroy_node()
         if view is not None:
             view.close()
-        rclpy.try_shutdown()
     return 0

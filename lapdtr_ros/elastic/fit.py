@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.layout import NCHW
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import StageModule
 
 from .compensation import Moments, compensate, order_groups

@@ -12,7 +12,7 @@ from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes, Limits
 from lapdtr_ros.perception.geometry import BOTTOM, project_to_image, relative_transform
 from lapdtr_ros.perception.ground_truth import Camera, GroundTruthRule, ground_truth
 
-from .detector import DetectedFrame
+from .detected import DetectedFrame
 from .pictures import GREEN, ORANGE, Picture, bird_view, draw_boxes_3d, in_rows, titled
 from .report import ReportImage
 

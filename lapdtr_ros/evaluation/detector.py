@@ -16,24 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lapdtr_ros.datasets.opv2v import AgentFrame, CameraModel, Scenario, prefetch, time_s
+from lapdtr_ros.datasets.opv2v import CameraModel, Scenario, prefetch
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.preprocess import picture_to_input, resize_picture
-from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import StageModule, load_units
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
-from lapdtr_ros.perception.detection_targets import Grid, decode
-from lapdtr_ros.perception.fusion import NMS, WBF, AgentDetections, FusionSettings, fuse
-from lapdtr_ros.perception.ground_truth import (
-    CAMERA_LABELS,
-    GroundTruthRule,
-    agents_in_range,
-    ground_truth,
-)
+from lapdtr_ros.perception.detection_targets import decode
+from lapdtr_ros.perception.fusion import NMS, WBF, FusionSettings
 
-from .average_precision import LOCAL_SORT, ApResult, EvaluationProtocol, evaluate_frames
-
-SCORE_THRESHOLD = 0.05  # AP integrates over all scores; lower ones cost time and add nothing
+from .average_precision import LOCAL_SORT, ApResult, EvaluationProtocol
+from .detected import SCORE_THRESHOLD, DetectedFrame, detection_grid, score
 
 Fusions = Mapping[str, FusionSettings]
 
@@ -45,14 +37,6 @@ FUSIONS: Fusions = {
         FusionSettings(WBF, score_rule='noisy_or'),
     )
 }
-
-
-def detection_grid(model: str) -> Grid:
-    """The cells of a detection model's output."""
-    profile = profile_model(model)
-    height, width, _ = profile.picture_shape
-    _, rows, columns = profile.units[-1].output_shape
-    return Grid(rows, columns, height, width)
 
 
 class Detector:
@@ -83,7 +67,7 @@ class Detector:
         return cls(load_units(model, 0, units, weights, device), precision)
 
     def predict(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Raw maps of pictures of any size: float32 [B, 9, rows, columns]."""
+        """Raw maps of pictures of any size: float32 [B, 10, rows, columns]."""
         size = self.spec.picture_shape[:2]
         inputs = [picture_to_input(resize_picture(p, size), self.spec) for p in pictures]
         batch = torch.from_numpy(np.concatenate(inputs)).to(self.device)
@@ -114,24 +98,6 @@ def run_units(units: Iterable[torch.nn.Module], features: Tensor, precision: tor
     return features.float()
 
 
-@dataclass(frozen=True, eq=False)
-class DetectedFrame:
-    """All agents of a scenario at one timestamp, with what each of them found.
-
-    Attributes:
-        frame: agent id to what it recorded, the ego first.
-        detections: agent id to one set of boxes per camera, in the frame of the agent's LiDAR.
-    """
-
-    frame: Mapping[int, AgentFrame]
-    detections: Mapping[int, tuple[Boxes, ...]]
-
-    @property
-    def ego(self) -> int:
-        """The agent that is evaluated."""
-        return next(iter(self.frame))
-
-
 def detect_scenarios(
     detector: Detector,
     scenarios: Iterable[Scenario],
@@ -154,64 +120,6 @@ def detect_scenarios(
                 cameras = [decoded.frame.cameras[n] for n in numbers]
                 found[agent] = tuple(detector.detect(pictures, cameras))
             yield DetectedFrame({agent: d.frame for agent, d in agents}, found)
-
-
-def fused_boxes(detected: DetectedFrame, agents: Iterable[int], settings: FusionSettings) -> Boxes:
-    """Merge what some agents found, in the frame of the ego's LiDAR."""
-    ego = detected.ego
-    contributions = [
-        AgentDetections(str(agent), time_s(view.timestamp), view.lidar_pose, boxes)
-        for agent in agents
-        for view in [detected.frame[agent]]
-        for boxes in detected.detections[agent]
-    ]
-    return fuse(contributions, str(ego), detected.frame[ego].lidar_pose, settings)
-
-
-def score(
-    frames: Sequence[DetectedFrame],
-    protocol: EvaluationProtocol,
-    settings: FusionSettings,
-    *,
-    alone: bool,
-    own_camera_labels: bool = False,
-) -> ApResult:
-    """AP of one way to use the detections.
-
-    Args:
-        frames: what all agents found.
-        protocol: how to measure.
-        settings: how detections are merged.
-        alone: whether only the ego's own cameras count; all agents in range otherwise.
-        own_camera_labels: measure against the vehicles whose centre lies in a picture of the ego
-            itself, instead of OpenCOOD's union of the labels of all agents in range.
-    """
-    rule = protocol.ground_truth_rule
-    if own_camera_labels:
-        rule = dataclasses.replace(rule, labels=CAMERA_LABELS)
-        protocol = dataclasses.replace(protocol, label_rule=CAMERA_LABELS, vehicles=1)
-    return evaluate_frames(
-        (
-            (
-                fused_boxes(detected, _participants(detected, rule, alone), settings),
-                ground_truth(
-                    detected.frame,
-                    detected.ego,
-                    rule,
-                    agents=[detected.ego] if own_camera_labels else None,
-                ),
-            )
-            for detected in frames
-        ),
-        protocol,
-    )
-
-
-def _participants(detected: DetectedFrame, rule: GroundTruthRule, alone: bool) -> list[int]:
-    if alone:
-        return [detected.ego]
-    poses = {agent: view.lidar_pose for agent, view in detected.frame.items()}
-    return agents_in_range(poses, detected.ego, rule.communication_range_m)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lapdtr_ros.perception.geometry import wrap_angle
 from lapdtr_ros.perception.ground_truth import ground_truth
 
 from .average_precision import ApResult, EvaluationProtocol, evaluate_frames
-from .detector import SCORE_THRESHOLD, DetectedFrame, fused_boxes
+from .detected import SCORE_THRESHOLD, DetectedFrame, fused_boxes
 from .run_record import MEASURED, AccuracyRecord, Equivalence, dump, encode
 
 DETECTIONS_FORMAT = 'lapdtr_ros/detections'
@@ -122,8 +122,8 @@ def decode_outputs(
     Args:
         scene: what was played.
         cameras: agent and camera number of each stream.
-        output: the model's output, (1, 9, rows, columns), of a stream and the position of a moment;
-            None when there is none.
+        output: the model's output, (1, 10, rows, columns), of a stream and the position of a
+            moment; None when there is none.
         grid: cells of the output.
     """
     agents = [agent.id for agent in scene.agents]

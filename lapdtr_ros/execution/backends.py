@@ -15,14 +15,8 @@ import torch
 from lapdtr_ros import __version__
 from lapdtr_ros.errors import UnknownNameError
 from lapdtr_ros.models.attention import AttentionProbe
-from lapdtr_ros.models.profiling import input_shape
-from lapdtr_ros.models.registry import model_spec
-from lapdtr_ros.models.weights import (
-    StageModule,
-    cache_directory,
-    load_units,
-    weights_digest,
-)
+from lapdtr_ros.models.facts import cache_directory, input_shape, model_spec
+from lapdtr_ros.models.weights import StageModule, load_units, weights_digest
 
 Features = npt.NDArray[np.float32]
 

@@ -24,7 +24,7 @@ from lapdtr_ros.features.packing import check
 from lapdtr_ros.planning.plan import CutSetting, FleetPlan, PlanError, Stage
 from lapdtr_ros.planning.profile import ModelProfile
 
-from .frames import FEATURES, JPEG, RAW, Feature, Packet, PacketError, Result, StageRecord
+from .frames import FEATURES, JPEG, RAW, Feature, Holding, Packet, PacketError, Result, StageRecord
 
 # Frames that are known again when they come twice; far more than are ever under way.
 _REMEMBERED_FRAMES = 2048
@@ -137,20 +137,6 @@ class Delivery:
 
 
 Step = Job | Delivery
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a device has of a frame.
-
-    Attributes:
-        unit: unit that its newest feature is the input of; the number of units for the result.
-        in_hand: whether it waits here or is being run, as input of that unit.
-    """
-
-    seq: int
-    unit: int
-    in_hand: bool
 
 
 @dataclass(slots=True)

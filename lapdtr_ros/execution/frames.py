@@ -141,3 +141,17 @@ class FrameOutcome:
     frame_id: str = ''
     trace: tuple[StageRecord, ...] = ()
     resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a device has of a frame.
+
+    Attributes:
+        unit: unit that its newest feature is the input of; the number of units for the result.
+        in_hand: whether it waits here or is being run, as input of that unit.
+    """
+
+    seq: int
+    unit: int
+    in_hand: bool

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lapdtr_ros.planning.plan import Plan
 
-from .device import Holding
+from .frames import Holding
 
 # A little more than the usual period of telemetry.
 _USUAL_SILENCE_S = 0.55

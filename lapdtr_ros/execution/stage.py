@@ -14,10 +14,9 @@ from lapdtr_ros.features.packing import Packing
 from lapdtr_ros.features.summarize import Summary
 from lapdtr_ros.features.transfer import Adapter, read_adapter
 from lapdtr_ros.models.attention import attends_to_all
+from lapdtr_ros.models.facts import input_shape, model_spec
 from lapdtr_ros.models.layout import TOKENS
 from lapdtr_ros.models.preprocess import PictureError, decode_jpeg, picture_to_input
-from lapdtr_ros.models.profiling import input_shape
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.planning.plan import CutSetting
 

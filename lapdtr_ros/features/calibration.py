@@ -23,7 +23,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from lapdtr_ros.models.profiling import input_shape
+from lapdtr_ros.models.facts import input_shape
 from lapdtr_ros.models.weights import FILE_SUFFIX, FileWeights, weights_digest, write_weights
 from lapdtr_ros.planning.classes import config_directory
 

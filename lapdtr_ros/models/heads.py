@@ -12,11 +12,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .detection import DETECTION, DetectionHead
+from .detection import DetectionHead
+from .facts import DETECTION, SALIENCY
 from .layout import FeatureLayout
-
-CLASSIFIER = 'classifier'
-SALIENCY = 'saliency'
 
 
 class SaliencyHead(nn.Module):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from .errors import PictureError
-from .registry import ModelSpec
+from .facts import ModelSpec
 
 Picture = npt.NDArray[np.uint8]
 

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from functools import lru_cache
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lapdtr_ros.planning.profile import CONV, FLOAT_BYTES, MATMUL, ModelProfile, UnitProfile
+from lapdtr_ros.planning.profile import CONV, FLOAT_BYTES, MATMUL, UnitProfile
 
 from .attention import attends_to_all
+from .facts import ModelFacts, input_shape, model_spec
 from .layout import NHWC, TOKENS, FeatureLayout
-from .registry import build_model, model_spec
+from .registry import build_model
 from .weights import StageModule, load_units
 
 # What does not grow with the square of the tokens: linear layers and convolutions.
 _PER_TOKEN = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
 
 
-@lru_cache(maxsize=64)
-def profile_model(name: str) -> ModelProfile:
+def work_out_facts(name: str) -> ModelFacts:
     """Profile a model in one pass over its units, without weights and without computing.
 
-    Tensors live on the meta device, where operators know shapes only.
-
-    Args:
-        name: model name, see `registry`.
-
-    Raises:
-        UnknownNameError: unknown model.
+    Tensors live on the meta device, where operators know shapes only. Raises like
+    `facts.model_spec`.
     """
     built = build_model(name)
     height, width, channels = built.spec.picture_shape
@@ -44,12 +38,7 @@ def profile_model(name: str) -> ModelProfile:
         profiles.append(
             _unit_profile(unit_name, unit, tuple(features.shape[1:]), counter, built.spec.layout)
         )
-    return ModelProfile(
-        name,
-        built.spec.picture_shape,
-        tuple(profiles),
-        prefix_tokens=built.spec.layout.prefix_tokens,
-    )
+    return ModelFacts(built.spec, tuple(profiles))
 
 
 def measure_unit_times(
@@ -84,15 +73,6 @@ def measure_unit_times(
             medians.append(statistics.median(times[warmup:]))
             features = output
     return tuple(medians)
-
-
-def input_shape(name: str, unit: int) -> tuple[int, ...]:
-    """Shape of a unit's input with a batch of 1; for unit 0 that of the normalised picture."""
-    profile = profile_model(name)
-    if unit == 0:
-        height, width, channels = profile.picture_shape
-        return (1, channels, height, width)
-    return (1, *profile.units[unit - 1].output_shape)
 
 
 def _unit_profile(

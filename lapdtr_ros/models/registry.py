@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import nn
@@ -20,42 +19,15 @@ from torch import nn
 from lapdtr_ros.errors import UnknownNameError
 
 from .errors import ModelNameError
+from .facts import CLASSIFIER, SALIENCY, ModelSpec
 from .families import FAMILIES, FOCUS_MODEL, Backbone
-from .heads import CLASSIFIER, HEADS, SALIENCY
-from .layout import FeatureLayout
+from .heads import HEADS
 from .truncation import truncate
 
 _NAME = re.compile(
     r'(?P<network>\w+)(:(?P<last>[\w.]+))?'
     r'(@(?P<height>\d+)x(?P<width>\d+))?(\+(?P<head>\w+))?'
 )
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a model takes and gives.
-
-    Attributes:
-        name: full name, as given.
-        network: name of the network, without picture size and head.
-        family: key of `families.FAMILIES`.
-        picture_shape: (height, width, 3) of the uint8 RGB picture.
-        mean: of each channel of pictures in 0..1.
-        std: of each channel of pictures in 0..1.
-        unit_names: names of the units in order; the last is ``head``.
-        head: ``classifier`` or a key of `heads.HEADS`.
-        layout: what the backbone hands to the head.
-    """
-
-    name: str
-    network: str
-    family: str
-    picture_shape: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    unit_names: tuple[str, ...]
-    head: str
-    layout: FeatureLayout
 
 
 @dataclass
@@ -78,22 +50,10 @@ def list_models() -> list[str]:
     return sorted(name for family in FAMILIES.values() for name in family.names)
 
 
-@lru_cache(maxsize=64)
-def model_spec(name: str) -> ModelSpec:
-    """Describe a model.
-
-    Raises:
-        UnknownNameError: nobody defined the network or the head.
-        ModelNameError: the name does not follow the grammar.
-        PictureSizeError: the network cannot take that picture size.
-    """
-    return build_model(name).spec
-
-
 def build_model(name: str) -> BuiltModel:
     """Build a model on the meta device, in well under a second and without memory for weights.
 
-    Every call gives new modules. Raises like `model_spec`.
+    Every call gives new modules. Raises like `facts.model_spec`.
     """
     network, last, size, head = _parse(name)
     family = next((key for key, f in FAMILIES.items() if network in f.names), None)

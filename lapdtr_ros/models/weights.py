@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from lapdtr_ros.planning.classes import config_directory
 
 from .errors import UnitRangeError, WeightsError
+from .facts import CLASSIFIER, ModelSpec, cache_directory, model_spec
 from .families import create_timm
 from .focus import convert_focus
-from .heads import CLASSIFIER
-from .registry import ModelSpec, build_model, model_spec
+from .registry import build_model
 
 FOCUS = 'focus'
 TIMM = 'timm'
@@ -349,11 +349,6 @@ def _existing_file(weights: str) -> Path:
         if path.is_file():
             return path
     raise WeightsError(f'weights {weights!r}: no such file here or in {shipped.parent}')
-
-
-def cache_directory() -> Path:
-    """Where converted and fetched files live."""
-    return Path(os.environ.get('LAPDTR_CACHE', '~/.cache/lapdtr')).expanduser()
 
 
 def check_range(spec: ModelSpec, start: int, stop: int) -> None:

@@ -26,7 +26,7 @@ from lapdtr_ros.execution.device import (
 from lapdtr_ros.execution.planners import PlannerWatch
 from lapdtr_ros.execution.sessions import Elder, Session
 from lapdtr_ros.execution.stage import StageRunner
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.msg import (
     CacheReport,
     DeviceTelemetry,

@@ -21,14 +21,13 @@ from visualization_msgs.msg import MarkerArray
 
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
-from lapdtr_ros.evaluation.detector import detection_grid
-from lapdtr_ros.models.detection import CHANNELS, DETECTION
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.evaluation.detected import detection_grid
+from lapdtr_ros.models.facts import DETECTION, model_spec
 from lapdtr_ros.msg import Detections, FrameResult, FrameTrace
 from lapdtr_ros.perception import cooperation
 from lapdtr_ros.perception.boxes import ScoreRule
 from lapdtr_ros.perception.cooperation import Cooperation, FusedFrame, View
-from lapdtr_ros.perception.detection_targets import TargetError
+from lapdtr_ros.perception.detection_targets import CHANNELS, TargetError
 from lapdtr_ros.perception.fusion import AgentDetections, FusionMethod, FusionSettings, PoseNoise
 from lapdtr_ros.scenario import FusionSection, ScenarioError, load_scenario
 

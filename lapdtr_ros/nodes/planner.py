@@ -20,7 +20,7 @@ from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.run_record import describe_stages
 from lapdtr_ros.execution.recovery import has_gone
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.msg import DeviceTelemetry, PartitionPlan
 from lapdtr_ros.planning.leadership import Leadership
 from lapdtr_ros.planning.monitor import (

@@ -11,9 +11,9 @@ from pathlib import Path
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from lapdtr_ros import topics
-from lapdtr_ros.bags.files import BagError, BagWriter, message_class
 from lapdtr_ros.errors import LapdtrError
 
+from .bags.files import BagError, BagWriter, message_class
 from .base import OK, WARN, Diagnosis, ManagedNode, declare, parameter, run_node
 
 _LOOK_FOR_TOPICS_S = 0.5

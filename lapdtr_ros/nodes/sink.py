@@ -20,7 +20,7 @@ from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import RunRecord, write_record
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome
 from lapdtr_ros.execution.source import check_result
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.msg import (
     Detections,
     DeviceTelemetry,

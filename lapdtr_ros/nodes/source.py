@@ -28,9 +28,8 @@ from lapdtr_ros.execution.frames import Feature, FrameOutcome, Packet, StageReco
 from lapdtr_ros.execution.planners import PlannerWatch
 from lapdtr_ros.execution.rescue import Rescue
 from lapdtr_ros.execution.source import EpochGate, FrameLedger, InFlight, check_result
+from lapdtr_ros.models.facts import model_spec, profile_model
 from lapdtr_ros.models.preprocess import encode_jpeg, resize_picture
-from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.msg import (
     FeatureMap,
     FrameResult,

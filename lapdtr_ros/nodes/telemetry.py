@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
@@ -26,7 +26,6 @@ from lapdtr_ros.energy.ends import Journey, ends_energy
 from lapdtr_ros.energy.errors import MeterError, MeterUnavailableError
 from lapdtr_ros.energy.meter import Meter, Reading, watts_between
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
-from lapdtr_ros.execution.device import Job
 from lapdtr_ros.execution.emulation import (
     LinkEstimator,
     LinkFigures,
@@ -37,7 +36,7 @@ from lapdtr_ros.execution.emulation import (
     hop_seconds,
 )
 from lapdtr_ros.execution.frames import FINISHED, StageRecord
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.msg import DeviceTelemetry, FrameTrace
 from lapdtr_ros.planning.classes import load_link_class
 from lapdtr_ros.planning.cost import evaluate, marginal_watts
@@ -57,6 +56,9 @@ from .base import (
     read,
     refused,
 )
+
+if TYPE_CHECKING:
+    from lapdtr_ros.execution.device import Job
 
 _REMEMBERED_COSTS = 256
 

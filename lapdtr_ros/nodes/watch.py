@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from functools import partial
 
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rich.console import Console
+from rich.live import Live
 from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions, qos, topics
@@ -18,11 +22,31 @@ _TELEMETRY = 'lapdtr_ros/msg/DeviceTelemetry'
 _IMAGE = 'sensor_msgs/msg/Image'
 _LOOK_FOR_TOPICS_S = 1.0
 _PICTURE_PERIOD_S = 0.5
+_REFRESH_S = 0.25
 _LEVELS = {
     DeviceTelemetry.MEASURED: 'measured',
     DeviceTelemetry.MODELLED: 'modelled',
     DeviceTelemetry.EMULATED: 'emulated',
 }
+
+
+def watch(fleet: str, view: LiveView | None, seconds: float) -> None:
+    """Show a fleet in the terminal, and in a view if there is one, for so long or until Ctrl-C."""
+    rclpy.init()
+    node = WatchNode(fleet, view)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    end_s = time.monotonic() + seconds
+    try:
+        with Live(console=Console(), auto_refresh=False, screen=False) as live:
+            while time.monotonic() < end_s:
+                shown_s = time.monotonic()
+                while (left_s := shown_s + _REFRESH_S - time.monotonic()) > 0:
+                    executor.spin_once(timeout_sec=left_s)
+                live.update(node.overview.render(node.now_s), refresh=True)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 class WatchNode(Node):

@@ -53,7 +53,7 @@ class View:
         stamp_ns: time of the picture, nanoseconds.
         camera: the camera at that time.
         lidar_pose: pose of the vehicle's LiDAR at that time.
-        values: the model's output, (9, rows, columns).
+        values: the model's output, (10, rows, columns).
     """
 
     stream: str
@@ -233,7 +233,7 @@ class Cooperation:
         _forget_oldest(self._poses, self._most_kept)
 
     def hear_result(self, stream: str, stamp_ns: int, values: np.ndarray) -> None:
-        """The model's output for a picture, (9, rows, columns); the first one counts."""
+        """The model's output for a picture, (10, rows, columns); the first one counts."""
         if (stream, stamp_ns) in self._taken:
             self.counters.duplicate += 1
         else:

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lapdtr_ros.evaluation.detector import run_units
-from lapdtr_ros.models.registry import ModelSpec
+from lapdtr_ros.models.facts import ModelSpec
 
 from .samples import Sample, sample_input
 

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lapdtr_ros.models.detection import DETECTION, DetectionHead
-from lapdtr_ros.models.registry import ModelSpec, model_spec
+from lapdtr_ros.models.detection import DetectionHead
+from lapdtr_ros.models.facts import DETECTION, ModelSpec, model_spec
 from lapdtr_ros.models.weights import (
     FILE_SUFFIX,
     FOCUS,

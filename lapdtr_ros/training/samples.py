@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lapdtr_ros.datasets.opv2v import CameraModel, Scenario, read_image
+from lapdtr_ros.models.facts import ModelSpec
 from lapdtr_ros.models.preprocess import picture_to_input, resize_picture
-from lapdtr_ros.models.registry import ModelSpec
 from lapdtr_ros.perception.boxes import Boxes
 from lapdtr_ros.perception.detection_targets import Grid, encode_targets
 from lapdtr_ros.perception.ground_truth import ground_truth, visible_in_any

@@ -27,13 +27,9 @@ from tqdm import tqdm
 
 from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol, evaluate_frames
-from lapdtr_ros.evaluation.detector import (
-    FUSIONS,
-    SCORE_THRESHOLD,
-    detection_grid,
-    run_units,
-)
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.evaluation.detected import SCORE_THRESHOLD, detection_grid
+from lapdtr_ros.evaluation.detector import FUSIONS, run_units
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.weights import open_weights, write_weights
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.detection_targets import decode

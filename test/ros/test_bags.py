@@ -13,9 +13,6 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions, topics
-from lapdtr_ros.bags import is_bag
-from lapdtr_ros.bags.files import BagError, BagReader, BagWriter
-from lapdtr_ros.bags.scenes import bag_to_scene, scene_to_bag
 from lapdtr_ros.datasets.opv2v import (
     AgentFrame,
     CameraModel,
@@ -24,6 +21,9 @@ from lapdtr_ros.datasets.opv2v import (
     read_image,
 )
 from lapdtr_ros.datasets.opv2v_writer import write_agent_frame, write_data_protocol
+from lapdtr_ros.nodes.bags import is_bag
+from lapdtr_ros.nodes.bags.files import BagError, BagReader, BagWriter
+from lapdtr_ros.nodes.bags.scenes import bag_to_scene, scene_to_bag
 from lapdtr_ros.perception.poses import camera_intrinsic, matrix_to_pose, pose_to_matrix
 
 LIDAR = (10.0, -4.0, 1.9, 1.0, 30.0, -2.0)

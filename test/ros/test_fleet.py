@@ -28,7 +28,7 @@ from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.evaluation.run_record import read_record, to_json
 from lapdtr_ros.execution.frames import Feature, Packet
 from lapdtr_ros.execution.stage import StageRunner
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 from lapdtr_ros.scenario import load_scenario

@@ -18,7 +18,7 @@ from visualization_msgs.msg import MarkerArray
 from lapdtr_ros import conversions, qos, topics
 from lapdtr_ros.bringup import ProcessGroup, fusion_process
 from lapdtr_ros.datasets.scene import CAMERA_MOUNTS, LIDAR_MOUNT, mounted
-from lapdtr_ros.evaluation.detector import detection_grid
+from lapdtr_ros.evaluation.detected import detection_grid
 from lapdtr_ros.execution.frames import Packet, Result
 from lapdtr_ros.msg import Detections, FrameResult, FrameTrace
 from lapdtr_ros.perception.boxes import Boxes

@@ -8,9 +8,9 @@ pytest.importorskip('rosbags')
 from std_msgs.msg import String
 
 from lapdtr_ros import qos
-from lapdtr_ros.bags.files import BagReader
 from lapdtr_ros.bringup import ProcessFailedError, ProcessGroup, recorder_process
 from lapdtr_ros.msg import StreamStatus
+from lapdtr_ros.nodes.bags.files import BagReader
 
 
 def test_everything_of_the_fleet_is_in_the_bag(peer, tmp_path):

@@ -20,7 +20,7 @@ from lapdtr_ros.bringup import ProcessGroup, ProcessSpec, device_process, source
 from lapdtr_ros.datasets.noise import write_noise_scene
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.execution.stage import StageRunner
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.msg import DeviceTelemetry, FeatureMap, FrameResult, FrameTrace, PartitionPlan
 from lapdtr_ros.planning.plan import FleetPlan, Plan, Stage, StreamDecision
 

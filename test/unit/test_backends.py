@@ -6,8 +6,8 @@ import torch
 
 from lapdtr_ros.errors import UnknownNameError
 from lapdtr_ros.execution.backends import OnnxBackend, TorchBackend, make_backend
-from lapdtr_ros.models.profiling import input_shape
-from lapdtr_ros.models.weights import cache_directory, load_units
+from lapdtr_ros.models.facts import cache_directory, input_shape
+from lapdtr_ros.models.weights import load_units
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from lapdtr_ros.datasets.scene import CAMERA_MOUNTS, LIDAR_MOUNT, mounted
 from lapdtr_ros.elastic.store import known_levels
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.features.calibration import Calibration
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.perception.poses import camera_intrinsic, pose_to_matrix
 from lapdtr_ros.planning.accuracy import load_table
 from lapdtr_ros.planning.plan import LOSSLESS, CutSetting

@@ -10,16 +10,13 @@ from lapdtr_ros.datasets.opv2v import AgentFrame, CameraModel, VehicleLabel, ope
 from lapdtr_ros.datasets.opv2v_writer import write_agent_frame
 from lapdtr_ros.datasets.scene import CAMERA_MOUNTS, LIDAR_MOUNT, mounted
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol
+from lapdtr_ros.evaluation.detected import DetectedFrame, detection_grid, fused_boxes, score
 from lapdtr_ros.evaluation.detector import (
     FUSIONS,
-    DetectedFrame,
     Detector,
     detect_scenarios,
-    detection_grid,
     evaluate_detector,
-    fused_boxes,
     run_units,
-    score,
     score_detections,
 )
 from lapdtr_ros.evaluation.live import decode_outputs, fused_offline, live_precision, stamp_ns

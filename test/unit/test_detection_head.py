@@ -8,9 +8,8 @@ from lapdtr_ros.errors import UnknownNameError
 from lapdtr_ros.models import detection
 from lapdtr_ros.models.detection import DetectionHead
 from lapdtr_ros.models.errors import ModelNameError
+from lapdtr_ros.models.facts import model_spec, profile_model
 from lapdtr_ros.models.layout import NCHW, NHWC, TOKENS, FeatureLayout
-from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.perception import detection_targets
 

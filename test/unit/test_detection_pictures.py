@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from lapdtr_ros.datasets.opv2v import AgentFrame, CameraModel, VehicleLabel
+from lapdtr_ros.evaluation.detected import DetectedFrame
 from lapdtr_ros.evaluation.detection_pictures import (
     camera_picture,
     detection_images,
     view_from_above,
 )
-from lapdtr_ros.evaluation.detector import DetectedFrame
 from lapdtr_ros.evaluation.pictures import GREEN, ORANGE
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
 from lapdtr_ros.perception.ground_truth import GroundTruthRule

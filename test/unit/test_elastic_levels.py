@@ -17,7 +17,7 @@ from lapdtr_ros.elastic.measure import FeatureError, run_frames, unit_flops
 from lapdtr_ros.elastic.store import apply_level, known_levels, reader_name
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.features.calibration import write_calibration
-from lapdtr_ros.models.registry import model_spec
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.weights import load_units
 
 MODEL, WEIGHTS = 'test_vit', 'random:4'

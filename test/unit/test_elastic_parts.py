@@ -5,9 +5,8 @@ import torch
 
 from lapdtr_ros.elastic.measure import as_rows, output_gain, reader_inputs, run_frames, unit_flops
 from lapdtr_ros.elastic.parts import HEADS, NEURONS, parts_of, replace_parts
+from lapdtr_ros.models.facts import input_shape, model_spec
 from lapdtr_ros.models.layout import NCHW
-from lapdtr_ros.models.profiling import input_shape
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_units
 
 # One unit of each family whose parts differ, and the kinds that it must have.

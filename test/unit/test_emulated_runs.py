@@ -9,7 +9,7 @@ from lapdtr_ros.evaluation.run_builder import RunBuilder
 from lapdtr_ros.evaluation.run_record import EMULATED, MEASURED, from_json, to_json
 from lapdtr_ros.evaluation.summary import summarise, verdict
 from lapdtr_ros.execution.frames import FINISHED, FrameOutcome, StageRecord
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.scenario import ScenarioError, load_scenario
 
 STREAM = 'near/camera0'

@@ -17,7 +17,7 @@ from lapdtr_ros.datasets.opv2v_writer import write_agent_frame
 from lapdtr_ros.datasets.pictures import PictureSequence
 from lapdtr_ros.datasets.scene import CAMERA_MOUNTS, LIDAR_MOUNT, mounted
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol
-from lapdtr_ros.evaluation.detector import DetectedFrame
+from lapdtr_ros.evaluation.detected import DetectedFrame
 from lapdtr_ros.perception.fusion import FusionSettings
 from lapdtr_ros.perception.poses import camera_intrinsic, pose_to_matrix
 from lapdtr_ros.scenario import ScenarioError, load_scenario

@@ -13,9 +13,9 @@ from lapdtr_ros.execution.frames import JPEG, RAW, Packet, PacketError
 from lapdtr_ros.features.calibration import Calibration, mean_name, write_calibration
 from lapdtr_ros.features.errors import SummaryError
 from lapdtr_ros.features.packing import Packing, check, packed_bytes
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.layout import NCHW, NHWC, TOKENS, FeatureLayout
 from lapdtr_ros.models.preprocess import encode_jpeg
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.planning.plan import BITS, CLUSTER, FORMS, LITERAL_FORM, LOSSLESS, CutSetting
 
 MODEL = 'test_vit'

@@ -10,9 +10,10 @@ import torch
 from lapdtr_ros.errors import UnknownNameError
 from lapdtr_ros.models.edgevit import CONFIGS, EdgeViT
 from lapdtr_ros.models.errors import ModelNameError, PictureSizeError, WeightsError
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.families import create_timm
 from lapdtr_ros.models.layout import NCHW, NHWC, TOKENS, FeatureLayout
-from lapdtr_ros.models.registry import build_model, list_models, model_spec
+from lapdtr_ros.models.registry import build_model, list_models
 from lapdtr_ros.models.weights import load_undivided, load_units, save_weights
 
 # Teams of threads wait for each other on busy cores.

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapdtr_ros.models.errors import PictureError
+from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.models.preprocess import (
     decode_jpeg,
     encode_jpeg,
     picture_to_input,
     resize_picture,
 )
-from lapdtr_ros.models.registry import model_spec
 
 
 def random_picture(height, width, seed=0):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lapdtr_ros.models.profiling import input_shape, measure_unit_times, profile_model
-from lapdtr_ros.models.registry import build_model, model_spec
+from lapdtr_ros.models.facts import input_shape, model_spec, profile_model
+from lapdtr_ros.models.profiling import measure_unit_times
+from lapdtr_ros.models.registry import build_model
 from lapdtr_ros.models.weights import load_units
 from lapdtr_ros.planning.profile import CONV, MATMUL
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from lapdtr_ros.evaluation.run_builder import RunBuilder
-from lapdtr_ros.models.profiling import profile_model
+from lapdtr_ros.models.facts import profile_model
 from lapdtr_ros.scenario import load_scenario
 
 MODEL = 'test_vit'

@@ -15,9 +15,8 @@ from lapdtr_ros.execution.stage import StageInputError, StageRunner
 from lapdtr_ros.features.calibration import mean_name, write_calibration
 from lapdtr_ros.features.packing import Packing
 from lapdtr_ros.features.transfer import Adapter
+from lapdtr_ros.models.facts import model_spec, profile_model
 from lapdtr_ros.models.preprocess import decode_jpeg, encode_jpeg
-from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.planning.plan import CLUSTER, FORMS, LITERAL_FORM, LOSSLESS, CutSetting
 
 MODEL = 'test_vit'

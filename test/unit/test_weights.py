@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lapdtr_ros.models.errors import UnitRangeError, WeightsError
+from lapdtr_ros.models.facts import model_spec, profile_model
 from lapdtr_ros.models.focus import focus_onnx
-from lapdtr_ros.models.profiling import profile_model
-from lapdtr_ros.models.registry import model_spec
 from lapdtr_ros.models.weights import load_units, save_weights, weights_digest
 
 # Teams of threads wait for each other on busy cores.
