@@ -19,10 +19,10 @@ from lapdtr_ros.bringup import Intervention, Outage
 from lapdtr_ros.datasets.generator import generate
 from lapdtr_ros.datasets.opv2v import open_dataset
 from lapdtr_ros.datasets.pictures import PictureSequence
-from lapdtr_ros.datasets.scene import SceneConfig
+from lapdtr_ros.datasets.scene import GeneratorError, SceneConfig
 from lapdtr_ros.evaluation.average_precision import EvaluationProtocol
 from lapdtr_ros.evaluation.detected import DetectedFrame, detection_grid, score
-from lapdtr_ros.evaluation.detection_pictures import detection_images
+from lapdtr_ros.evaluation.detection_pictures import detection_images, heat_image
 from lapdtr_ros.evaluation.live import (
     accuracy_record,
     compare_detections,
@@ -40,6 +40,7 @@ from lapdtr_ros.execution.frames import FINISHED
 from lapdtr_ros.execution.stage import StageRunner
 from lapdtr_ros.models.facts import model_spec
 from lapdtr_ros.perception.boxes import CAMERA_RANGE, Boxes
+from lapdtr_ros.perception.detection_targets import HEAT
 from lapdtr_ros.perception.fusion import FusionSettings
 from lapdtr_ros.planning.classes import config_directory
 from lapdtr_ros.scenario import Scenario, load_scenario
@@ -49,7 +50,7 @@ from .run import expected_frames, run_scenario
 SCENE = SceneConfig(seed=10, frames=6, vehicles=3, road='crossing', width=640, height=480)
 
 # Devices of the scenario that something happens to.
-TIRED, MORTAL = 'cav_659', 'cav_650'
+TIRED, MORTAL = 'cav_409', 'cav_400'
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def execute(options: argparse.Namespace) -> int:
         _with_accuracy(scenario, record, finding),
         command=f'lapdtr demo --out {options.out}',
     )
-    _write(record, finding, options.out)
+    _write(scenario, record, finding, options.out)
     print_summary(record, console)
     same = 'equal' if finding.agrees else 'DIFFER FROM'
     console.print(f'Boxes of the fusion node {same} those merged in one process.')
@@ -169,8 +170,17 @@ def _prepare(out: Path) -> Scenario:
         shutil.rmtree(out / stale, ignore_errors=True)
     shutil.copyfile(config_directory() / 'scenarios' / 'demo.yaml', out / 'scenario.yaml')
     scenario = load_scenario(out / 'scenario.yaml')
-    generate(SCENE, _dataset(scenario))
+    _generate(_dataset(scenario))
     return scenario
+
+
+def _generate(dataset: Path) -> None:
+    """Make the scene, in place of one that an older version of the demo left."""
+    try:
+        generate(SCENE, dataset)
+    except GeneratorError:
+        shutil.rmtree(dataset)
+        generate(SCENE, dataset)
 
 
 def _dataset(scenario: Scenario) -> Path:
@@ -289,9 +299,21 @@ def _with_accuracy(scenario: Scenario, record: RunRecord, finding: Finding) -> R
     )
 
 
-def _write(record: RunRecord, finding: Finding, out: Path) -> None:
+def _write(scenario: Scenario, record: RunRecord, finding: Finding, out: Path) -> None:
     rule = EvaluationProtocol('', limits=CAMERA_RANGE).ground_truth_rule
     found = [Boxes.empty() if boxes is None else boxes for boxes in finding.together]
     write_record(record, out / 'run.json')
     write_summary(record, out / 'summary.json')
-    write_report(record, out / 'report.html', detection_images(finding.frames, found, rule))
+    images = detection_images(finding.frames, found, rule)
+    images.append(heat_image(finding.frames[0], _heats(scenario, out)))
+    write_report(record, out / 'report.html', images)
+
+
+def _heats(scenario: Scenario, out: Path) -> dict[int, np.ndarray]:
+    """Heat of the first picture of each front camera, by agent; of a lost one there is none."""
+    heats = {}
+    for name, section in scenario.file.streams.items():
+        output = _output(out, name, 0)
+        if section.agent is not None and section.camera == 0 and output is not None:
+            heats[section.agent] = output[0, HEAT]
+    return heats

@@ -13,7 +13,16 @@ from lapdtr_ros.perception.geometry import BOTTOM, project_to_image, relative_tr
 from lapdtr_ros.perception.ground_truth import Camera, GroundTruthRule, ground_truth
 
 from .detected import DetectedFrame
-from .pictures import GREEN, ORANGE, Picture, bird_view, draw_boxes_3d, in_rows, titled
+from .pictures import (
+    GREEN,
+    ORANGE,
+    Picture,
+    bird_view,
+    draw_boxes_3d,
+    in_rows,
+    overlay_heat,
+    titled,
+)
 from .report import ReportImage
 
 # A reader of a picture wants to see what the detector stands for, not all it can think of.
@@ -135,3 +144,28 @@ def detection_images(
             )
         )
     return images
+
+
+def heat_image(frame: DetectedFrame, heats: Mapping[int, np.ndarray]) -> ReportImage:
+    """Where the detector sees centres of vehicles, before boxes are made of them.
+
+    Args:
+        frame: the moment.
+        heats: agent id to the heat over its front camera's picture, (rows, columns).
+    """
+    pictures = [
+        titled(
+            overlay_heat(
+                resize_picture(read_image(frame.frame[agent].image_paths[_FRONT_CAMERA]), _SIZE),
+                heat,
+            ),
+            f'{"ego" if agent == frame.ego else "partner"} {agent}',
+        )
+        for agent, heat in heats.items()
+    ]
+    return ReportImage(
+        f'Moment {frame.frame[frame.ego].timestamp}: what the network gave',
+        in_rows(pictures, columns=2),
+        'Saliency: how likely the centre of a vehicle lies there, from the outputs of the fleet; '
+        'bright is likely',
+    )

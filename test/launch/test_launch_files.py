@@ -63,8 +63,8 @@ def test_device_planner_and_fusion_start_one_node_each():
 
 
 def test_a_vehicle_brings_the_sources_of_its_cameras():
-    nodes = actions('device', scenario=str(DEMO), vehicle='cav_641')
-    streams = [n for n, s in load_scenario(DEMO).file.streams.items() if s.source == 'cav_641']
+    nodes = actions('device', scenario=str(DEMO), vehicle='cav_391')
+    streams = [n for n, s in load_scenario(DEMO).file.streams.items() if s.source == 'cav_391']
     assert [node.node_executable for node in nodes] == ['device', *('source' for _ in streams)]
 
 

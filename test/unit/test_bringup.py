@@ -18,9 +18,9 @@ def scenario():
 def test_a_scenario_becomes_one_process_per_device_a_planner_and_sources(scenario):
     specs = fleet_processes(scenario)
     assert [spec.name for spec in specs] == [
-        'device_cav_641',
-        'device_cav_650',
-        'device_cav_659',
+        'device_cav_391',
+        'device_cav_400',
+        'device_cav_409',
         'device_rsu_1',
         'planner',
         'fusion',
@@ -28,7 +28,7 @@ def test_a_scenario_becomes_one_process_per_device_a_planner_and_sources(scenari
     ]
     namespaces = {spec.name: spec.namespace for spec in specs}
     assert namespaces['planner'] == namespaces['fusion'] == '/'
-    assert namespaces['source_cav_641_camera0'] == '/cav_641/camera0'
+    assert namespaces['source_cav_391_camera0'] == '/cav_391/camera0'
 
 
 def test_a_fleet_namespace_goes_before_every_name(scenario):
@@ -40,8 +40,8 @@ def test_a_fleet_namespace_goes_before_every_name(scenario):
 
 def test_the_sink_and_the_fusion_are_waited_for(scenario):
     specs = {spec.name: spec.parameters for spec in fleet_processes(scenario, sinks=1)}
-    assert specs['device_cav_641']['result_listeners'] == 3
-    assert specs['source_cav_641_camera0']['trace_listeners'] == 2
+    assert specs['device_cav_391']['result_listeners'] == 3
+    assert specs['source_cav_391_camera0']['trace_listeners'] == 2
 
 
 def test_parameters_are_passed_as_ros_arguments():
@@ -107,4 +107,4 @@ def test_the_command_explains_itself_and_its_errors(tmp_path):
     plan = run('plan', str(config_directory() / 'scenarios' / 'demo.yaml'))
     assert plan.returncode == 0
     assert 'chosen' in plan.stdout
-    assert 'cav_641' in plan.stdout
+    assert 'cav_391' in plan.stdout

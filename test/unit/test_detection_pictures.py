@@ -9,6 +9,7 @@ from lapdtr_ros.evaluation.detected import DetectedFrame
 from lapdtr_ros.evaluation.detection_pictures import (
     camera_picture,
     detection_images,
+    heat_image,
     view_from_above,
 )
 from lapdtr_ros.evaluation.pictures import GREEN, ORANGE
@@ -80,3 +81,27 @@ def test_a_report_shows_a_few_moments_spread_over_all(tmp_path, camera):
     assert [image.title for image in images] == ['Moment 000000', 'Moment 000006', 'Moment 000012']
     assert '1 labelled vehicles; orange: 1 found' in images[0].caption
     assert images[0].picture.shape == ((480, 1288, 3) if camera else (480, 640, 3))
+
+
+def test_heat_of_each_front_camera_is_laid_over_its_picture(tmp_path):
+    path = tmp_path / 'x.png'
+    Image.fromarray(GREY).save(path)
+    view = AgentFrame(
+        timestamp='000000',
+        lidar_pose=STILL,
+        true_ego_pos=STILL,
+        predicted_ego_pos=STILL,
+        ego_speed=0.0,
+        plan_trajectory=(),
+        cameras={0: CAMERA},
+        vehicles={},
+        image_paths={0: path},
+    )
+    heat = np.zeros((9, 12))
+    heat[6, 3] = 1.0
+    image = heat_image(DetectedFrame({10: view, 11: view}, {}), {10: heat, 11: 0 * heat})
+    warm = np.abs(image.picture.astype(int) - 128).sum(axis=2) > 60
+    rows, columns = np.nonzero(warm[100:])  # below the title
+    assert image.picture.shape == (480, 1288, 3)
+    assert abs(columns.mean() - 3.5 / 12 * 640) < 40
+    assert abs(rows.mean() + 100 - 6.5 / 9 * 480) < 40
