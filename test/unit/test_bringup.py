@@ -24,7 +24,7 @@ def test_a_scenario_becomes_one_process_per_device_a_planner_and_sources(scenari
         'device_rsu_1',
         'planner',
         'fusion',
-        *(f'source_cav_{agent}_camera{n}' for agent in (641, 650, 659) for n in (0, 3)),
+        *(f'source_cav_{agent}_camera{n}' for agent in (391, 400, 409) for n in (0, 3)),
     ]
     namespaces = {spec.name: spec.namespace for spec in specs}
     assert namespaces['planner'] == namespaces['fusion'] == '/'
