@@ -82,6 +82,18 @@ class ProcessSpec:
         return [sys.executable, '-m', f'lapdtr_ros.nodes.{self.executable}', *ros]
 
 
+@dataclass(frozen=True)
+class VerbSpec:
+    """A verb of the ``lapdtr`` command in a process of its own; see `ProcessSpec`."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    def command(self) -> list[str]:
+        """Arguments that start the verb with this Python."""
+        return [sys.executable, '-m', 'lapdtr_ros.cli', *self.arguments]
+
+
 def device_process(
     scenario: Path, fleet: str, device: str, sinks: int = 0, device_class: str = ''
 ) -> ProcessSpec:
@@ -141,6 +153,15 @@ def recorder_process(bag: Path, fleet: str) -> ProcessSpec:
     return ProcessSpec('recorder', 'recorder', topics.namespace(fleet), parameters)
 
 
+def view_process(fleet: str, port: int, save: Path | None) -> VerbSpec:
+    """The live view: a page on ``port``, with its data on the next one, or a file to look at later.
+
+    It is a process of its own, so that drawing never holds up a frame.
+    """
+    shown = ('--save', str(save)) if save else ('--view', '--port', str(port))
+    return VerbSpec('view', ('watch', '--fleet', fleet, *shown))
+
+
 def carla_bridge_process(cosimulation: Path, fleet: str, **given: str | int) -> ProcessSpec:
     """The CARLA bridge; ``given`` parameters win over the YAML where they are not empty."""
     parameters = {'cosimulation': str(cosimulation), **{k: v for k, v in given.items() if v}}
@@ -192,7 +213,7 @@ class ProcessGroup:
 
     def __init__(
         self,
-        specs: Sequence[ProcessSpec],
+        specs: Sequence[ProcessSpec | VerbSpec],
         logs: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -216,7 +237,7 @@ class ProcessGroup:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, spec: ProcessSpec) -> None:
+    def start(self, spec: ProcessSpec | VerbSpec) -> None:
         """Start one more process; it gets a process group of its own."""
         log = (self._logs / f'{spec.name}.log').open('ab')
         self._files.append(log)

@@ -13,10 +13,14 @@ from lapdtr_ros.bringup import (
     Intervention,
     Outage,
     ProcessGroup,
+    ProcessSpec,
+    VerbSpec,
     fleet_processes,
     recorder_process,
+    view_process,
 )
 from lapdtr_ros.datasets.pictures import PictureSequence
+from lapdtr_ros.evaluation.live_view import VIEW_PORT, page_address
 from lapdtr_ros.evaluation.report import write_report
 from lapdtr_ros.evaluation.run_record import RunRecord
 from lapdtr_ros.evaluation.summary import write_summary
@@ -43,18 +47,37 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar='BAG',
         help='also record all topics to this new rosbag2',
     )
+    parser.add_argument(
+        '--view', action='store_true', help='serve a live page with pictures (rerun)'
+    )
+    parser.add_argument('--view-port', type=int, default=VIEW_PORT, help='port of the page')
+    parser.add_argument(
+        '--save-view', type=Path, metavar='RRD', help='write the live view to a file instead'
+    )
     parser.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
     """Run the verb."""
     scenario = load_scenario(options.scenario)
-    record = run_scenario(scenario, options.out, frames=options.frames, bag=options.record)
+    view = _view(options)
+    record = run_scenario(
+        scenario, options.out, frames=options.frames, bag=options.record, view=view
+    )
     write_summary(record, options.out / 'summary.json')
     write_report(record, options.out / 'report.html', [])
     print_summary(record, Console())
     print(f'report: {options.out / "report.html"}')
     return 0 if all(frame.outcome == 'finished' for frame in record.frames) else 1
+
+
+def _view(options: argparse.Namespace) -> VerbSpec | None:
+    if options.save_view:
+        return view_process('', options.view_port, options.save_view.absolute())
+    if options.view:
+        print(f'view: {page_address(options.view_port, options.view_port + 1)}', flush=True)
+        return view_process('', options.view_port, None)
+    return None
 
 
 def expected_frames(scenario: Scenario, frames: int = 0) -> dict[str, int]:
@@ -86,6 +109,7 @@ def run_scenario(
     interventions: Sequence[Intervention | Outage] = (),
     save_outputs: bool = False,
     bag: Path | None = None,
+    view: VerbSpec | None = None,
 ) -> RunRecord:
     """Run all streams of a scenario to their end.
 
@@ -96,6 +120,7 @@ def run_scenario(
         interventions: what a user does meanwhile, and which processes die.
         save_outputs: keep every output as ``.npy`` under ``out/outputs``.
         bag: directory for a recording of all topics; none when None.
+        view: shows the run while it lasts; none when None.
 
     Raises:
         ProcessFailedError: a process ended early.
@@ -103,7 +128,9 @@ def run_scenario(
     """
     expected = expected_frames(scenario, frames)
     environment = isolated_environment()
-    specs = fleet_processes(scenario, frames=frames, sinks=1)
+    specs: list[ProcessSpec | VerbSpec] = [*fleet_processes(scenario, frames=frames, sinks=1)]
+    if view is not None:
+        specs.insert(0, view)
     if bag is not None:
         specs.insert(0, recorder_process(bag.absolute(), ''))
     # Imported late: the other verbs work without ROS.

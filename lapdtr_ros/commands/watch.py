@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lapdtr_ros.evaluation.live_view import LiveView
+from lapdtr_ros.evaluation.live_view import VIEW_PORT, LiveView
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         '--view', action='store_true', help='also serve a page with pictures (rerun)'
     )
     parser.add_argument('--save', type=Path, metavar='RRD', help='write the view to a file instead')
-    parser.add_argument('--port', type=int, default=9090, help='port of the page')
+    parser.add_argument('--port', type=int, default=VIEW_PORT, help='port of the page')
     parser.set_defaults(execute=execute)
 
 

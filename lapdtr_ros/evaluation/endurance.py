@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lapdtr_ros.energy.battery import Battery
-from lapdtr_ros.planning.cost import PlanCost, evaluate
 from lapdtr_ros.planning.fleet import Fleet
 from lapdtr_ros.planning.monitor import FIRST, Cause, FleetMonitor, Reading, Triggers
 from lapdtr_ros.planning.plan import Plan
@@ -115,19 +114,6 @@ class Endurance:
     soc: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class _Running:
-    """A stream under its plan.
-
-    Attributes:
-        shared: limits and speed, on what the other streams leave.
-        alone: energy. Sharing a device makes a frame wait, but it takes no more work.
-    """
-
-    shared: StreamCost
-    alone: PlanCost
-
-
 class _Books:
     """Sums of a run."""
 
@@ -157,7 +143,7 @@ def simulate(
     batteries = {n: Battery(d.battery_j, d.soc) for n, d in fleet.devices.items()}
     books = _Books()
     now, last_plans = 0.0, None
-    running: Mapping[str, _Running] = {}
+    running: Mapping[str, StreamCost] = {}
     while now < horizon_s:
         command = strategy.command({n: b.soc for n, b in batteries.items()}, now)
         if command.plans != last_plans:
@@ -180,13 +166,9 @@ def simulate(
     return _result(now, '', books, batteries)
 
 
-def _run(fleet: Fleet, task: Task, plans: Mapping[str, Plan]) -> dict[str, _Running]:
+def _run(fleet: Fleet, task: Task, plans: Mapping[str, Plan]) -> Mapping[str, StreamCost]:
     requests = {name: task.requests[name] for name in plans}
-    shared = evaluate_streams(task.profile, fleet, task.requirements, requests, plans)
-    return {
-        name: _Running(shared[name], evaluate(plan, task.profile, fleet, task.requirements))
-        for name, plan in plans.items()
-    }
+    return evaluate_streams(task.profile, fleet, task.requirements, requests, plans)
 
 
 def _charge_move(command: Command, batteries: Mapping[str, Battery]) -> None:
@@ -196,18 +178,18 @@ def _charge_move(command: Command, batteries: Mapping[str, Battery]) -> None:
         batteries[name].drain(command.moving_j)
 
 
-def _served_hz(task: Task, stream: str, running: _Running, rate: float) -> float:
+def _served_hz(task: Task, stream: str, running: StreamCost, rate: float) -> float:
     """Frames per second that come out: as many as wanted, or as the busiest part lets through."""
-    return min(rate * task.requests[stream].rate_hz, 1.0 / running.shared.cost.period_s)
+    return min(rate * task.requests[stream].rate_hz, 1.0 / running.cost.period_s)
 
 
 def _watts(
-    fleet: Fleet, task: Task, streams: Mapping[str, _Running], rate: float
+    fleet: Fleet, task: Task, streams: Mapping[str, StreamCost], rate: float
 ) -> dict[str, float]:
     watts = {name: device.idle_w for name, device in fleet.devices.items()}
     for stream, running in streams.items():
         served = _served_hz(task, stream, running, rate)
-        for name, share in running.alone.devices.items():
+        for name, share in running.cost.devices.items():
             watts[name] += served * share.energy_j
     return watts
 
@@ -217,7 +199,7 @@ def _seconds_left(battery: Battery, watts: float) -> float:
 
 
 def _book(
-    books: _Books, task: Task, streams: Mapping[str, _Running], rate: float, span: float
+    books: _Books, task: Task, streams: Mapping[str, StreamCost], rate: float, span: float
 ) -> None:
     for stream, request in task.requests.items():
         running = streams.get(stream)
@@ -225,8 +207,8 @@ def _book(
         books.frames += served
         books.missed += request.rate_hz * span - served
         if running is not None:
-            books.frame_j += served * running.alone.energy_j
-            books.violations += served if running.shared.broken else 0.0
+            books.frame_j += served * running.cost.energy_j
+            books.violations += served if running.broken else 0.0
 
 
 def _result(

@@ -22,6 +22,8 @@ from lapdtr_ros.planning.plan import FleetPlan
 from .overview import DeviceState
 from .run_record import describe_units
 
+VIEW_PORT = 9090
+
 _JPEG_QUALITY = 70
 _RING = 100.0  # radius on which devices of the graph stand
 _BUSY, _IDLE = (240, 150, 40), (120, 130, 140)
@@ -30,6 +32,12 @@ _BOX = (60, 200, 90)
 
 class LiveViewError(LapdtrError):
     """The viewer cannot be shown."""
+
+
+def page_address(web_port: int, grpc_port: int) -> str:
+    """Where a view that serves these ports is seen, in a browser on the same machine."""
+    source = f'rerun+http://127.0.0.1:{grpc_port}/proxy'
+    return f'http://127.0.0.1:{web_port}/?url={quote(source, safe="")}'
 
 
 class LiveView:
@@ -45,7 +53,7 @@ class LiveView:
     """
 
     def __init__(
-        self, *, save: Path | None = None, web_port: int = 9090, grpc_port: int = 9876
+        self, *, save: Path | None = None, web_port: int = VIEW_PORT, grpc_port: int = VIEW_PORT + 1
     ) -> None:
         self._rr = _import_rerun()
         self._recording = self._rr.RecordingStream('lapdtr_ros')
@@ -131,7 +139,7 @@ class LiveView:
                 f'the viewer cannot be served on ports {web_port} and {grpc_port}: {error}; '
                 f'choose others'
             ) from error
-        return f'http://127.0.0.1:{web_port}/?url={quote(source, safe="")}'
+        return page_address(web_port, grpc_port)
 
     def _blueprint(self) -> Any:
         import rerun.blueprint as rrb

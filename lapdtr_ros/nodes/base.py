@@ -372,7 +372,7 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
     Returns:
         0 after a clean shutdown, 1 when the node could not start or failed.
     """
-    _end_with_parent()
+    end_with_parent()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     rclpy.init(args=args)
     node = None
@@ -397,7 +397,7 @@ def run_node(factory: Callable[[], ManagedNode], args: list[str] | None = None) 
     return 1 if node is not None and node.failed else 0
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux interrupt this process when the one that started it dies, however it dies."""
     if os.environ.get(END_WITH_PARENT) == '1':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)

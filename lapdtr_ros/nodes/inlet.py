@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerGuardCondition
 
 from lapdtr_ros import qos
 from lapdtr_ros.errors import LapdtrError
@@ -20,13 +21,16 @@ Take = Callable[[Any, dict[str, Any]], None]
 Work = Callable[[], None]
 Refuse = Callable[[str], None]
 
+_FOR_EVER = -1
+
 
 class Inlet:
-    """A node of its own with one subscription, spun by one thread.
+    """A node of its own with one subscription, waited for by one thread.
 
-    The executor of a full node looks after some thirty entities at every turn, in Python, while the
-    working thread waits for the interpreter's lock. This one has a single entity, and a frame goes
-    from the network to the model without changing threads.
+    An executor looks after all entities of a node at every turn, in Python, while the working
+    thread waits for the interpreter's lock; even with a single entity that is most of a millisecond
+    per message. Here the thread itself waits for the one subscription, as `rclpy.wait_for_message`
+    does, and a frame goes from the network to the model without changing threads.
 
     Args:
         namespace: namespace of the node that this one belongs to.
@@ -60,43 +64,38 @@ class Inlet:
         self._node = rclpy.create_node(
             name, namespace=namespace, start_parameter_services=False, enable_rosout=False
         )
-        # rclpy sees from its signature that the callback also takes the info; its stub does not.
+        # The callback is never called: the thread takes messages itself.
         self._subscription = self._node.create_subscription(
-            kind,
-            topic,
-            self._on_message,  # type: ignore[arg-type]
-            qos.frames(),
-            raw=True,
+            kind, topic, lambda _: None, qos.frames(), raw=True
         )
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
+        self._woken = self._node.create_guard_condition(lambda: None)
+        self._open = True
+        self._node.context.on_shutdown(self._end)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def drain(self) -> None:
         """Take what has arrived, in the calling thread, while the other one is at work."""
         taken = False
-        handle = self._subscription.handle
-        with handle:
-            while (message := handle.take_message(self._kind, True)) is not None:
-                self._unpack(*message)
-                taken = True
+        while self._take_one():
+            taken = True
         if taken:
             self.wake()
 
     def wake(self) -> None:
         """Have the thread work, also without a message."""
-        self._executor.create_task(self._do_work)
+        self._woken.trigger()
 
     def close(self) -> None:
         """Finish the work in hand and stop; messages that wait in the queue are dropped."""
-        self._executor.shutdown()
+        self._end()
         self._thread.join()
         self._node.destroy_node()
 
-    def _on_message(self, data: bytes, info: dict[str, Any]) -> None:
-        self._unpack(data, info)
-        self._do_work()
+    def _end(self) -> None:
+        self._open = False
+        with contextlib.suppress(rclpy_implementation.InvalidHandle):  # the interpreter ends, this node is gone already
+            self._woken.trigger()
 
     def _do_work(self) -> None:
         try:
@@ -119,5 +118,30 @@ class Inlet:
             )
 
     def _run(self) -> None:
-        with contextlib.suppress(ExternalShutdownException, ShutdownException):
-            self._executor.spin()
+        context = self._node.context
+        interrupted = SignalHandlerGuardCondition(context)
+        wait_set = rclpy_implementation.WaitSet(1, 2, 0, 0, 0, 0, context.handle)
+        while self._open and context.ok():
+            wait_set.clear_entities()
+            wait_set.add_subscription(self._subscription.handle)
+            wait_set.add_guard_condition(self._woken.handle)
+            wait_set.add_guard_condition(interrupted.handle)
+            wait_set.wait(_FOR_EVER)
+            self._turn()
+        interrupted.destroy()
+
+    def _turn(self) -> None:
+        """Take and work by turns: what is done goes out before the next message is unpacked."""
+        while self._open and self._take_one():
+            self._do_work()
+        if self._open:
+            self._do_work()
+
+    def _take_one(self) -> bool:
+        handle = self._subscription.handle
+        with handle:
+            message = handle.take_message(self._kind, True)
+        if message is None:
+            return False
+        self._unpack(*message)
+        return True

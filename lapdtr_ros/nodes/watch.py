@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from sensor_msgs.msg import Image
 
@@ -17,6 +19,8 @@ from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.live_view import LiveView
 from lapdtr_ros.evaluation.overview import DeviceState, FleetOverview
 from lapdtr_ros.msg import Detections, DeviceTelemetry, FrameTrace, PartitionPlan
+
+from .base import end_with_parent
 
 _TELEMETRY = 'lapdtr_ros/msg/DeviceTelemetry'
 _IMAGE = 'sensor_msgs/msg/Image'
@@ -32,21 +36,44 @@ _LEVELS = {
 
 def watch(fleet: str, view: LiveView | None, seconds: float) -> None:
     """Show a fleet in the terminal, and in a view if there is one, for so long or until Ctrl-C."""
+    end_with_parent()
+    with (
+        _listening(fleet, view) as (node, executor),
+        Live(console=Console(), auto_refresh=False, screen=False) as live,
+    ):
+        end_s = time.monotonic() + seconds
+        while (now_s := time.monotonic()) < end_s:
+            _spin(executor, min(end_s, now_s + _REFRESH_S))
+            live.update(node.overview.render(node.now_s), refresh=True)
+
+
+def overview_after(fleet: str, seconds: float) -> RenderableType:
+    """What `watch` shows after so long."""
+    with _listening(fleet, None) as (node, executor):
+        _spin(executor, time.monotonic() + seconds)
+        return node.overview.render(node.now_s)
+
+
+@contextmanager
+def _listening(
+    fleet: str, view: LiveView | None
+) -> Iterator[tuple[WatchNode, SingleThreadedExecutor]]:
     rclpy.init()
     node = WatchNode(fleet, view)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    end_s = time.monotonic() + seconds
     try:
-        with Live(console=Console(), auto_refresh=False, screen=False) as live:
-            while time.monotonic() < end_s:
-                shown_s = time.monotonic()
-                while (left_s := shown_s + _REFRESH_S - time.monotonic()) > 0:
-                    executor.spin_once(timeout_sec=left_s)
-                live.update(node.overview.render(node.now_s), refresh=True)
+        yield node, executor
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _spin(executor: SingleThreadedExecutor, end_s: float) -> None:
+    while (left_s := end_s - time.monotonic()) > 0:
+        executor.spin_once(timeout_sec=left_s)
 
 
 class WatchNode(Node):

@@ -136,8 +136,13 @@ def battery_price(device: Device, battery_weight: float) -> float:
 
 
 def marginal_watts(device: Device) -> float:
-    """Power that computing adds. Devices of a vehicle stay on, so idle power is not the plan's."""
-    return device.active_w - device.idle_w
+    """Power that computing adds while the plan has its turn.
+
+    Devices of a vehicle stay on, so idle power is not the plan's. Nor is the share of the device
+    that other work takes: it makes seconds longer, see `Device.unit_times`, but those joules are
+    spent on the other work.
+    """
+    return (device.active_w - device.idle_w) * (1.0 - device.load)
 
 
 def stage_seconds(

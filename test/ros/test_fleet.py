@@ -21,6 +21,7 @@ from lapdtr_ros.bringup import (
     device_process,
     planner_process,
     source_process,
+    view_process,
 )
 from lapdtr_ros.commands.run import run_scenario
 from lapdtr_ros.datasets.noise import write_noise_scene
@@ -90,6 +91,20 @@ def test_a_truncated_picture_is_refused_and_the_others_finish(tmp_path):
     assert {f.seq: f.outcome for f in record.frames} == {
         0: 'finished', 1: 'finished', 2: 'refused', 3: 'finished', 4: 'finished',
     }  # fmt: skip
+
+
+def test_a_view_of_a_run_is_written_while_it_runs(tmp_path):
+    pytest.importorskip('rerun')
+    write_noise_scene(tmp_path / 'scene', frames=5)
+    scenario = load_scenario(write_scenario(tmp_path))
+    view = view_process('', 0, tmp_path / 'view.rrd')
+    record = run_scenario(scenario, tmp_path, view=view)
+    assert [frame.outcome for frame in record.frames] == ['finished'] * 5
+    from rerun.chunk import RrdReader
+
+    store = RrdReader(tmp_path / 'view.rrd').store()
+    paths = {str(path) for path in store.schema().entity_paths()}
+    assert {'/decisions', f'/latency/{STREAM}', f'/cameras/{STREAM}'} <= paths
 
 
 @pytest.fixture

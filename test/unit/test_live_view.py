@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('rerun')
 
-from lapdtr_ros.evaluation.live_view import LiveView, LiveViewError
+from lapdtr_ros.evaluation.live_view import LiveView, LiveViewError, page_address
 from lapdtr_ros.evaluation.overview import DeviceState
 from lapdtr_ros.execution.frames import FINISHED, LOST, FrameOutcome, StageRecord
 from lapdtr_ros.perception.boxes import Boxes
@@ -57,6 +57,7 @@ def test_everything_is_in_the_recording(tmp_path):
 
 def test_a_taken_port_is_named():
     view = LiveView(web_port=19490, grpc_port=19491)
+    assert view.address == page_address(19490, 19491)
     try:
         fill(view)
         with pytest.raises(LiveViewError, match='19490'):
