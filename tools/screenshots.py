@@ -1,8 +1,8 @@
-"""Take the pictures of the documentation: report, terminal and live view of a run of the demo.
+"""Take the pictures of the documentation: report and terminal of a run of the demo.
 
     tools/run python tools/screenshots.py [--out docs/images]
 
-It needs ``out/demo`` (``make demo``), Chromium, and rerun for the live view.
+It needs ``out/demo`` (``make demo``) and Chromium.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lapdtr_ros.bringup import ProcessGroup, fleet_processes, view_process
+from lapdtr_ros.bringup import ProcessGroup, fleet_processes
 from lapdtr_ros.commands.run import isolated_environment
-from lapdtr_ros.evaluation.live_view import page_address
 from lapdtr_ros.scenario import load_scenario
 
 DEMO = Path('out/demo')
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 WIDTH = 1200
 TALLEST = 6000
-PORT = 9190
 SETTLED_S = 25.0  # until the fleet streams and curves have something to show
-VIEW_S = 20  # for the viewer to load what came before
 
 
 def main() -> int:
@@ -79,24 +76,17 @@ def screenshot(browser: str, address: str, path: Path, height: int, *options: st
 
 
 def live_pictures(browser: str, out: Path) -> None:
-    """Terminal and live view of the demo's fleet, both from outside, as a user sees them."""
+    """The terminal beside the demo's fleet."""
     scenario = load_scenario(DEMO / 'scenario.yaml')
     environment = isolated_environment()
     os.environ.update(environment)
-    processes = [view_process('', PORT, None), *fleet_processes(scenario)]
+    processes = fleet_processes(scenario)
     with (
         tempfile.TemporaryDirectory() as logs,
         ProcessGroup(processes, Path(logs), environment),
     ):
         time.sleep(SETTLED_S)
         page_picture(browser, terminal_page(), out / 'watch.png')
-        # The viewer draws with WebGL, here by the processor.
-        draw = ('--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader')
-        wait = f'--virtual-time-budget={VIEW_S * 1000}'
-        path = out / 'view.png'
-        screenshot(browser, page_address(PORT, PORT + 1), path, 800, *draw, wait)
-        Image.open(path).convert('RGB').quantize(128).save(path, optimize=True)
-        print(path, flush=True)
 
 
 def terminal_page() -> str:

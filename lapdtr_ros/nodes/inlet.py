@@ -94,7 +94,9 @@ class Inlet:
 
     def _end(self) -> None:
         self._open = False
-        with contextlib.suppress(rclpy_implementation.InvalidHandle):  # the interpreter ends, this node is gone already
+        with contextlib.suppress(
+            rclpy_implementation.InvalidHandle
+        ):  # the interpreter ends, this node is gone already
             self._woken.trigger()
 
     def _do_work(self) -> None:

@@ -98,8 +98,9 @@ def test_a_view_of_a_run_is_written_while_it_runs(tmp_path):
     write_noise_scene(tmp_path / 'scene', frames=5)
     scenario = load_scenario(write_scenario(tmp_path))
     view = view_process('', 0, tmp_path / 'view.rrd')
-    record = run_scenario(scenario, tmp_path, view=view)
-    assert [frame.outcome for frame in record.frames] == ['finished'] * 5
+    # Long enough for the view to come up.
+    record = run_scenario(scenario, tmp_path, frames=400, view=view)
+    assert [frame.outcome for frame in record.frames] == ['finished'] * 400
     from rerun.chunk import RrdReader
 
     store = RrdReader(tmp_path / 'view.rrd').store()

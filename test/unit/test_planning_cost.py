@@ -46,7 +46,7 @@ def test_whole_model_on_the_source_costs_only_computing():
     seconds = 0.1 + 4 / 0.125 + 2 / 0.5 + 6 / 0.5
     assert cost.latency_s == pytest.approx(seconds)
     assert cost.period_s == pytest.approx(seconds)
-    assert cost.energy_j == pytest.approx(3 * seconds)
+    assert cost.energy_j == pytest.approx(3 * 0.5 * seconds)  # the other half is not ours
     assert cost.radio_j == 0
     assert cost.hops == ()
     assert cost.devices['slow'].utilisation == pytest.approx(1)
@@ -59,7 +59,7 @@ def test_two_stages_add_hops_there_and_back():
     assert cost.latency_s == pytest.approx(slow + fast + there + back)
     assert cost.period_s == pytest.approx(slow)
     assert cost.radio_j == pytest.approx(20_000 * 3e-5 + 400 * 7e-5)
-    assert cost.compute_j == pytest.approx(3 * slow + 20 * fast)
+    assert cost.compute_j == pytest.approx(3 * 0.5 * slow + 20 * fast)
     assert cost.energy_j == pytest.approx(cost.compute_j + cost.radio_j)
     assert [(hop.cut, hop.bytes) for hop in cost.hops] == [(1, 20_000), (3, 400)]
     assert cost.devices['fast'].memory_bytes == 5000
@@ -74,7 +74,7 @@ def test_jpeg_picture_is_smaller_but_costs_coding_at_both_ends():
     assert raw.hops[0].bytes == 30_000
     assert jpeg.hops[0].bytes == 1000
     assert jpeg.latency_s == pytest.approx(raw.latency_s + sum(coding) - 29_000 / 1e5)
-    assert jpeg.compute_j == pytest.approx(raw.compute_j + 3 * coding[0] + 20 * coding[1])
+    assert jpeg.compute_j == pytest.approx(raw.compute_j + 3 * 0.5 * coding[0] + 20 * coding[1])
     assert jpeg.devices['fast'].busy_s == pytest.approx(raw.devices['fast'].busy_s + coding[1])
 
 
