@@ -35,6 +35,13 @@ class Orders:
     holders: dict[int, str] = field(default_factory=dict)
     restarts: list[InFlight] = field(default_factory=list)
 
+    def told(self) -> str:
+        """The orders in words."""
+        held = [f'{seq} at {device}' for seq, device in self.holders.items()]
+        again = [f'{frame.seq} from its picture' for frame in self.restarts]
+        told = ', '.join([*held, *again]) or 'none'
+        return f'frames that go on under plan {self.question.epoch}: {told}'
+
 
 class Rescue:
     """Finds frames that cannot finish by themselves and decides how they go on.

@@ -78,6 +78,7 @@ class Mender:
         now = time.monotonic()
         orders = self._rescue.settle(now)
         if orders is not None:
+            self._node.get_logger().info(orders.told())
             for frame in orders.restarts:
                 self._restart(frame, orders.question.round)
             if orders.holders:

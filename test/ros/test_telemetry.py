@@ -106,7 +106,7 @@ def test_a_slow_link_shows_in_telemetry_without_emulation(peer, tmp_path):
     specs = [device_process(path, '', name) for name in ('near', 'far')]
     specs += [planner_process(path, ''), source_process(path, '', STREAM)]
     with ProcessGroup(specs, tmp_path / 'logs'):
-        peer.wait(lambda: len(traces) >= 3, 90.0)
+        peer.wait(lambda: len(traces) >= 3 and near, 90.0)
         assert newest(near).energy_source == DeviceTelemetry.MODELLED
         assert not newest(near).link_targets
         results = set_parameters(peer, 'near/device', link_bytes_per_s=1e6, link_delay_s=0.05)
