@@ -3,7 +3,8 @@
 A fleet of four devices, a planner and a source streams pictures over DDS. One after the other,
 drawn by a seed: a device is killed, or frozen and woken; the planner is killed; a battery falls off
 a cliff; a link collapses; a flood of malformed messages comes in. What was killed is started again.
-Losses come one at a time: the next one waits until all devices are back and the newest plan runs.
+Losses come one at a time: the next one waits until all devices are back, the newest plan runs and
+frames are as fast as usual.
 
 The time of a resumption is from the fault until the first frame has come through that was under way
 or was sent afterwards; it holds the 1 s lease after which a silent device counts as lost.
@@ -37,6 +38,9 @@ _PAUSE_S = 1.0
 _FROZEN_S = 3.0
 _COLLAPSED_S = 2.0
 _FLOOD = 400
+
+# A frame that took longer still feels an earlier mishap.
+_USUAL_LATENCY_S = 0.3
 
 # Larger ones than usual frames would make DDS keep larger buffers, which is no leak; fuzz.py sends
 # them.
@@ -141,11 +145,13 @@ class Chaos:
         return self._random.choice([d for d in self._fleet.plan.devices(STREAM) if d != CAMERA])
 
     def _all_well(self) -> bool:
-        """Whether a planner leads, and all devices are there and ready for its plan."""
+        """Whether a planner leads, all devices are ready for its plan, and nothing is held up."""
         epoch = self._fleet.plan.epoch
         recent = [self._fleet.heard_ago_s(device) < 1.0 for device in DEVICES]
         ready = [epoch in self._fleet.telemetry[device].ready_epochs for device in DEVICES]
-        return self._fleet.planner_is_up() and all(recent) and all(ready)
+        newest = self._fleet.traces[max(self._fleet.traces)]
+        flows = newest.latency_s < _USUAL_LATENCY_S
+        return self._fleet.planner_is_up() and all(recent) and all(ready) and flows
 
     def _lose(self, victim: str, how: signal.Signals) -> None:
         """Strike a device and see how long its frames are held up."""

@@ -17,8 +17,10 @@ from .source import EpochGate, FrameLedger, InFlight
 # How long devices have to say what they hold after a loss; they answer at once.
 _ANSWERS_S = 0.5
 
-# How long a frame may stand still before devices are asked who has it although none is lost.
+# How long a frame may stand still before devices are asked who has it although none is lost. The
+# time doubles whenever the frame is sent on: copies on a slow link would only make it slower.
 _STALLED_S = 1.0
+_MOST_DOUBLINGS = 5
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Rescue:
         seqs = [
             frame.seq
             for frame in self._ledger.frames
-            if not self._watch.intact(frame.path) or now - frame.moved_s > _STALLED_S
+            if not self._watch.intact(frame.path) or _stalled(frame, now)
         ]
         return self._recovery.ask(seqs, plan.epoch, self._watch.present, now) if seqs else None
 
@@ -127,3 +129,8 @@ class Rescue:
             moved_s=now,
             resumed=frame.resumed + again,
         )
+
+
+def _stalled(frame: InFlight, now: float) -> bool:
+    patience_s = _STALLED_S * 2 ** min(frame.resumed, _MOST_DOUBLINGS)
+    return now - frame.moved_s > patience_s

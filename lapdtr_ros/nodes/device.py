@@ -51,7 +51,7 @@ from .base import (
     run_node,
 )
 from .handback import Handback
-from .inlet import Inlet
+from .inlet import Inlet, Input
 from .outputs import Outputs
 from .telemetry import Gauge
 
@@ -174,15 +174,15 @@ class DeviceNode(ManagedNode):
         assert self._gauge is not None
         self._gauge.listen()
         self.every(1.0 / self.parameters.telemetry_hz, self._publish_telemetry)
-        self._inlet = Inlet(
-            self.get_namespace(),
-            'features',
+        self._features = Input(
             FeatureMap,
             topics.features(fleet, name),
             self._take,
-            self._work,
-            self.refuse,
+            qos.frames(),
             self._most_frame_bytes(self._scenario.file.model.name),
+        )
+        self._inlet = Inlet(
+            self.get_namespace(), 'features', [self._features], self.refuse, self._work
         )
 
     def deactivate(self) -> None:
@@ -269,13 +269,12 @@ class DeviceNode(ManagedNode):
     def _open_outputs(self, plan: FleetPlan) -> None:
         """Be ready to send to all who may go on with this device's frames, also after a loss."""
         assert self._outputs is not None
-        assert self._inlet is not None
         served = self._core.streams & plan.streams.keys()
         devices = {device for stream in served for device in plan.devices(stream)}
         self._outputs.open(devices - {self.parameters.device}, served)
         models = {plan.streams[stream].plan.model for stream in served}
         limits = [self._most_frame_bytes(model) for model in models]
-        self._inlet.most_bytes = max([self._inlet.most_bytes, *limits])
+        self._features.most_bytes = max([self._features.most_bytes, *limits])
 
     @staticmethod
     def _most_frame_bytes(model: str) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import rclpy
 from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerGuardCondition
+from rclpy.subscription import Subscription
 
-from lapdtr_ros import qos
 from lapdtr_ros.errors import LapdtrError
 
 # (message, info); the info holds times in nanoseconds.
@@ -24,50 +26,68 @@ Refuse = Callable[[str], None]
 _FOR_EVER = -1
 
 
+def _nothing() -> None:
+    """Messages are done with when they have been taken."""
+
+
+@dataclass
+class Input:
+    """One topic of an inlet.
+
+    Attributes:
+        kind: type of the messages.
+        topic: topic of the messages.
+        take: called with every message and its info; must be short.
+        profile: QoS.
+        most_bytes: larger messages are refused before they are unpacked; may be changed.
+    """
+
+    kind: type
+    topic: str
+    take: Take
+    profile: QoSProfile
+    most_bytes: int
+
+
 class Inlet:
-    """A node of its own with one subscription, waited for by one thread.
+    """A node of its own with nothing but subscriptions, waited for by one thread.
 
     An executor looks after all entities of a node at every turn, in Python, while the working
     thread waits for the interpreter's lock; even with a single entity that is most of a millisecond
-    per message. Here the thread itself waits for the one subscription, as `rclpy.wait_for_message`
+    per message. Here the thread itself waits for the subscriptions, as `rclpy.wait_for_message`
     does, and a frame goes from the network to the model without changing threads.
 
     Args:
         namespace: namespace of the node that this one belongs to.
         name: name of the node and of the thread.
-        kind: type of the messages.
-        topic: topic of the messages.
-        take: called with every message and its info; must be short.
-        work: called in the thread after messages were taken; does what they ask for.
+        inputs: what to receive.
         refuse: called with the reason when a message is too large, cannot be read, or raises.
-
-    Attributes:
-        most_bytes: larger messages are refused before they are unpacked.
+        work: called in the thread after messages were taken; does what they ask for.
     """
 
     def __init__(
         self,
         namespace: str,
         name: str,
-        kind: type,
-        topic: str,
-        take: Take,
-        work: Work,
+        inputs: Sequence[Input],
         refuse: Refuse,
-        most_bytes: int,
+        work: Work = _nothing,
     ) -> None:
-        self.most_bytes = most_bytes
-        self._kind = kind
-        self._take = take
         self._work = work
         self._refuse = refuse
         self._node = rclpy.create_node(
             name, namespace=namespace, start_parameter_services=False, enable_rosout=False
         )
-        # The callback is never called: the thread takes messages itself.
-        self._subscription = self._node.create_subscription(
-            kind, topic, lambda _: None, qos.frames(), raw=True
-        )
+        # The callbacks are never called: the thread takes messages itself.
+        self._inputs = [
+            (
+                entry,
+                self._node.create_subscription(
+                    entry.kind, entry.topic, lambda _: None, entry.profile, raw=True
+                ),
+            )
+            for entry in inputs
+        ]
         self._woken = self._node.create_guard_condition(lambda: None)
         self._open = True
         self._node.context.on_shutdown(self._end)
@@ -77,7 +97,7 @@ class Inlet:
     def drain(self) -> None:
         """Take what has arrived, in the calling thread, while the other one is at work."""
         taken = False
-        while self._take_one():
+        while self._take_round():
             taken = True
         if taken:
             self.wake()
@@ -103,29 +123,30 @@ class Inlet:
         try:
             self._work()
         except Exception:  # the thread must live on, whatever happens to one frame
-            self._refuse(f'{self._kind.__name__}: work failed:\n{traceback.format_exc()}')
+            self._refuse(f'{self._node.get_name()}: work failed:\n{traceback.format_exc()}')
 
-    def _unpack(self, data: bytes, info: dict[str, Any]) -> None:
-        if len(data) > self.most_bytes:
-            self._refuse(f'message of {len(data)} bytes; limit {self.most_bytes}')
+    def _unpack(self, source: Input, data: bytes, info: dict[str, Any]) -> None:
+        if len(data) > source.most_bytes:
+            self._refuse(f'{source.topic}: message of {len(data)} bytes; limit {source.most_bytes}')
             return
         try:
-            self._take(deserialize_message(data, self._kind), info)
+            source.take(deserialize_message(data, source.kind), info)
         except LapdtrError as error:
-            self._refuse(str(error))
+            self._refuse(f'{source.topic}: {error}')
         except Exception:  # as above
             self._refuse(
-                f'{self._kind.__name__} of {len(data)} bytes cannot be handled:\n'
+                f'{source.topic}: message of {len(data)} bytes cannot be handled:\n'
                 f'{traceback.format_exc()}'
             )
 
     def _run(self) -> None:
         context = self._node.context
         interrupted = SignalHandlerGuardCondition(context)
-        wait_set = rclpy_implementation.WaitSet(1, 2, 0, 0, 0, 0, context.handle)
+        wait_set = rclpy_implementation.WaitSet(len(self._inputs), 2, 0, 0, 0, 0, context.handle)
         while self._open and context.ok():
             wait_set.clear_entities()
-            wait_set.add_subscription(self._subscription.handle)
+            for _, subscription in self._inputs:
+                wait_set.add_subscription(subscription.handle)
             wait_set.add_guard_condition(self._woken.handle)
             wait_set.add_guard_condition(interrupted.handle)
             wait_set.wait(_FOR_EVER)
@@ -134,16 +155,21 @@ class Inlet:
 
     def _turn(self) -> None:
         """Take and work by turns: what is done goes out before the next message is unpacked."""
-        while self._open and self._take_one():
+        while self._open and self._take_round():
             self._do_work()
         if self._open:
             self._do_work()
 
-    def _take_one(self) -> bool:
-        handle = self._subscription.handle
+    def _take_round(self) -> bool:
+        """Take one message of each topic that has any."""
+        taken = [self._take_one(entry, held) for entry, held in self._inputs]
+        return any(taken)
+
+    def _take_one(self, source: Input, subscription: Subscription) -> bool:
+        handle = subscription.handle
         with handle:
-            message = handle.take_message(self._kind, True)
+            message = handle.take_message(source.kind, True)
         if message is None:
             return False
-        self._unpack(*message)
+        self._unpack(source, *message)
         return True

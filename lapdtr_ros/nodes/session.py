@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import rclpy
@@ -68,8 +68,12 @@ def _record(
         def on_outcome(outcome: FrameOutcome) -> None:
             seen[outcome.stream] += 1
             progress.update()
+
+        def intervene() -> None:
             while waiting and sum(seen.values()) >= waiting[0].after:
                 begin(waiting.pop(0))
+            while returns and time.monotonic() >= returns[0][0]:
+                group.restart(returns.pop(0)[1])
 
         def begin(change: Intervention | Outage) -> None:
             if isinstance(change, Intervention):
@@ -89,7 +93,7 @@ def _record(
         if not sink.start():
             raise RunError('the sink could not start; see the messages above')
         patience_s = _START_TIMEOUT_S + scenario.file.execution.frame_timeout_s
-        _spin_to_the_end(executor, sink, seen, total, group, patience_s, returns)
+        _spin_to_the_end(executor, sink, seen, total, group, patience_s, intervene)
     record = sink.record()
     sink.trigger_deactivate()
     return record
@@ -102,11 +106,12 @@ def _spin_to_the_end(
     total: int,
     group: ProcessGroup,
     patience_s: float,
-    returns: list[tuple[float, str]],
+    intervene: Callable[[], None],
 ) -> None:
     last_count, last_change = 0, time.monotonic()
     while (count := sum(seen.values())) < total or not sink.settled:
-        executor.spin_once(timeout_sec=0.1)
+        # Frames come in another thread, so this one sees the next of them a little late.
+        executor.spin_once(timeout_sec=0.05)
         now = time.monotonic()
         if count != last_count:
             last_count, last_change = count, now
@@ -116,5 +121,4 @@ def _spin_to_the_end(
                 f'processes and /diagnostics say why'
             )
         group.check()
-        while returns and now >= returns[0][0]:
-            group.restart(returns.pop(0)[1])
+        intervene()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from lapdtr_ros.msg import (
 from lapdtr_ros.perception.cooperation import FusedFrame
 from lapdtr_ros.scenario import load_scenario
 
-from .base import OK, Diagnosis, ManagedNode, declare, parameter, run_node
+from .base import MOST_BYTES, OK, Diagnosis, ManagedNode, declare, parameter, run_node
+from .inlet import Inlet, Input
 
 # How long fused detections may take after their deadline, on a busy machine.
 FUSION_PATIENCE_S = 5.0
@@ -51,7 +53,8 @@ class SinkNode(ManagedNode):
     Of a scenario with fusion it also keeps the fused detections, in ``detections.json``.
 
     Args:
-        on_outcome: called with every frame that is finished, lost or refused.
+        on_outcome: called with every frame that is finished, lost or refused, in the thread that
+            receives them.
         overrides: parameter values, for use inside another program.
 
     Parameters:
@@ -78,6 +81,9 @@ class SinkNode(ManagedNode):
         self._received: set[tuple[str, int]] = set()
         self._finished: set[tuple[str, int]] = set()
         self._builder: RunBuilder | None = None
+        # Frames come in a thread of their own; what both threads touch is used under this lock.
+        self._lock = threading.Lock()
+        self._inlet: Inlet | None = None
         # By the stamp of their pictures.
         self._fused: dict[int, FusedFrame] = {}
         self._moments: set[int] = set()
@@ -100,10 +106,20 @@ class SinkNode(ManagedNode):
         """Listen to everything."""
         fleet = self.common.fleet
         self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
-        self.listen(FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces())
-        for stream in self._streams:
-            heard = partial(self._on_result, stream)
-            self.listen(FrameResult, topics.result(fleet, stream), heard, qos.frames())
+        traces = Input(
+            FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces(), MOST_BYTES
+        )
+        results = [
+            Input(
+                FrameResult,
+                topics.result(fleet, stream),
+                partial(self._on_result, stream),
+                qos.frames(),
+                MOST_BYTES,
+            )
+            for stream in self._streams
+        ]
+        self._inlet = Inlet(self.get_namespace(), 'frames', [traces, *results], self.refuse)
         for name in self._devices:
             topic = topics.telemetry(fleet, name)
             self.listen(DeviceTelemetry, topic, self._on_telemetry, qos.telemetry())
@@ -112,7 +128,10 @@ class SinkNode(ManagedNode):
             self.listen(Detections, topic, self._on_detections, qos.detections())
 
     def deactivate(self) -> None:
-        """Write the run record."""
+        """Stop listening to frames and write the run record."""
+        if self._inlet is not None:
+            self._inlet.close()
+        self._inlet = None
         if not self.parameters.output:
             return
         output = Path(self.parameters.output)
@@ -123,7 +142,8 @@ class SinkNode(ManagedNode):
     @property
     def settled(self) -> bool:
         """Whether all has come in that belongs to the frames that are known to be finished."""
-        return self._finished <= self._received and self._fusion_settled()
+        with self._lock:
+            return self._finished <= self._received and self._fusion_settled()
 
     def _fusion_settled(self) -> bool:
         """The fusion gives up on a moment at its deadline, and so does who waits for it."""
@@ -135,7 +155,8 @@ class SinkNode(ManagedNode):
     def record(self) -> RunRecord:
         """What was heard so far."""
         assert self._builder is not None
-        return self._builder.build()
+        with self._lock:
+            return self._builder.build()
 
     def diagnose(self) -> list[Diagnosis]:
         """How many results came in."""
@@ -148,25 +169,27 @@ class SinkNode(ManagedNode):
         except LapdtrError as error:
             self.get_logger().warning(str(error))
 
-    def _on_trace(self, msg: FrameTrace) -> None:
+    def _on_trace(self, msg: FrameTrace, _: dict[str, Any]) -> None:
         assert self._builder is not None
         outcome = conversions.outcome_from_msg(msg)
-        self._builder.add_outcome(outcome, time.monotonic())
-        if outcome.outcome == FINISHED:
-            self._finished.add((outcome.stream, outcome.seq))
-            self._moments.add(outcome.stamp_ns)
-            self._last_outcome_s = time.monotonic()
+        with self._lock:
+            self._builder.add_outcome(outcome, time.monotonic())
+            if outcome.outcome == FINISHED:
+                self._finished.add((outcome.stream, outcome.seq))
+                self._moments.add(outcome.stamp_ns)
+                self._last_outcome_s = time.monotonic()
         if self._on_outcome is not None:
             self._on_outcome(outcome)
 
-    def _on_result(self, stream: str, msg: FrameResult) -> None:
+    def _on_result(self, stream: str, msg: FrameResult, _: dict[str, Any]) -> None:
         assert self._builder is not None
         result = conversions.result_from_msg(msg)
         check_result(result, stream, self._profile)
-        if (msg.stream, msg.seq) in self._received:
-            self._builder.add_duplicate(result, time.monotonic())
-            return
-        self._received.add((msg.stream, msg.seq))
+        with self._lock:
+            if (msg.stream, msg.seq) in self._received:
+                self._builder.add_duplicate(result, time.monotonic())
+                return
+            self._received.add((msg.stream, msg.seq))
         if self._outputs is None or not self.parameters.save_outputs:
             return
         folder = self._outputs / result.stream
@@ -179,7 +202,8 @@ class SinkNode(ManagedNode):
         except LapdtrError as error:
             self.get_logger().warning(str(error))
             return
-        self._fused[frame.stamp_ns] = frame
+        with self._lock:
+            self._fused[frame.stamp_ns] = frame
 
     def _on_telemetry(self, msg: DeviceTelemetry) -> None:
         assert self._builder is not None

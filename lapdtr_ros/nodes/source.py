@@ -7,6 +7,7 @@ import secrets
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +56,7 @@ from .base import (
     run_node,
 )
 from .geometry import GeometryPublisher
-from .handback import Handback
-from .inlet import Inlet
+from .inlet import Inlet, Input
 from .mender import Mender
 from .telemetry import Links
 
@@ -117,7 +117,7 @@ class SourceNode(ManagedNode):
         super().__init__('source')
         self.parameters = declare(self, SourceParameters)
         self._publishers_by_device: dict[str, Publisher] = {}
-        self._camera: Handback | None = None
+        self._camera: ThreadPoolExecutor | None = None
         self._links: Links | None = None
         self._results: Inlet | None = None
         # Results come in a thread of their own; what both threads touch is used under this lock.
@@ -192,7 +192,7 @@ class SourceNode(ManagedNode):
             self._pump,
         )
         self._links = Links(self, scenario, self._stream.source)
-        self._camera = Handback(self, 'camera')
+        self._camera = ThreadPoolExecutor(1, 'camera')
 
     def activate(self) -> None:
         """Listen to plans, devices and results, and start sending."""
@@ -207,16 +207,14 @@ class SourceNode(ManagedNode):
             SubscriptionEventCallbacks(liveliness=self._on_planners),
         )
         self._mender.listen(self._devices)
-        self._results = Inlet(
-            self.get_namespace(),
-            'results',
+        results = Input(
             FrameResult,
             topics.result(fleet, stream),
             self._on_result,
-            self._pump,
-            self.refuse,
+            qos.frames(),
             self._profile.units[-1].output_bytes + MOST_REPORT_BYTES,
         )
+        self._results = Inlet(self.get_namespace(), 'results', [results], self.refuse, self._pump)
         if self._pictures is None:
             topic = self._stream.image_topic
             assert topic is not None
@@ -239,9 +237,9 @@ class SourceNode(ManagedNode):
 
     def cleanup(self) -> None:
         """Stop the camera thread."""
-        if self._camera is not None:
-            self._camera.close()
-        self._camera = None
+        camera, self._camera = self._camera, None
+        if camera is not None:
+            camera.shutdown(cancel_futures=True)
         if self._links is not None:
             self._links.close()
         self._links = None
@@ -343,27 +341,37 @@ class SourceNode(ManagedNode):
     def _fetch(self) -> None:
         """Have the camera thread decode the next picture of the dataset."""
         with self._lock:
-            if self._pictures is None or self._fetching or self._ready_picture is not None:
+            if self._camera is None or self._pictures is None or self._seq >= self._limit:
                 return
-            pictures, index = self._pictures, self._seq
-            if index >= self._limit:
+            if self._fetching or self._ready_picture is not None:
                 return
-            assert self._camera is not None
             self._fetching = True
-            self._camera.submit(lambda: pictures[index], self._on_picture)
+            taking = self._camera.submit(self._take_picture, self._pictures, self._seq)
+        taking.add_done_callback(self._tell_failure)
 
-    def _on_picture(self, picture: Picture | None, error: Exception | None) -> None:
+    def _tell_failure(self, taking: Future[None]) -> None:
+        error = None if taking.cancelled() else taking.exception()
+        if error is not None:
+            self.refuse(f'camera: {error}')
+
+    def _take_picture(self, pictures: PictureSequence, index: int) -> None:
+        """In the camera thread: decode a picture and send it at once if it may go."""
+        picture, reason = None, ''
+        try:
+            picture = pictures[index]
+        except Exception as error:  # whatever is wrong with a picture, the next one may be good
+            reason = str(error)
         with self._lock:
             self._fetching = False
             if picture is None:
-                self._refuse_picture(str(error))
+                self._refuse_picture(reason)
+            else:
+                self._last_picture_s = time.monotonic()
+                self._ready_picture = picture
         if picture is None:
             self._fetch()
-            return
-        self._last_picture_s = time.monotonic()
-        with self._lock:
-            self._ready_picture = picture
-        self._pump()
+        else:
+            self._pump()
 
     def _refuse_picture(self, reason: str) -> None:
         """Account for a picture of the dataset that cannot be read."""

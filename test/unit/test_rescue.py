@@ -385,6 +385,25 @@ def test_without_a_plan_that_works_frames_wait():
     world.check()
 
 
+def test_a_frame_on_a_slow_link_is_asked_for_less_and_less_often():
+    world = World()
+    world.plan = fleet_plan(1, ('a', 0, UNITS))
+    world.gate.add_plan(world.plan)
+    world.give('a', world.plan)
+    world.report('a')
+    world.send_frame()
+    asked_s = []
+    for tenth in range(1, 160):
+        question = world.rescue.ask(0.1 * tenth)
+        if question is None:
+            continue
+        asked_s.append(0.1 * tenth)
+        for name in NAMES:
+            world.rescue.answers.answer(name, question.round, [])
+        assert world.rescue.settle(0.1 * tenth).restarts
+    assert asked_s == pytest.approx([1.1, 3.2, 7.3, 15.4])
+
+
 def test_a_restart_is_a_new_life_and_breaks_a_way():
     watch = DeviceWatch()
     assert not watch.heard('a', 'one')
