@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import importlib
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,8 +16,7 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
-from PIL import Image as PillowImage
-from sensor_msgs.msg import BatteryState, CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import BatteryState, CameraInfo
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -89,119 +87,12 @@ _TRACTION_V = 400.0
 _SECONDS_PER_HOUR = 3600.0
 
 
-# Encoding -> (bytes per pixel, channel order that gives RGB).
-_ENCODINGS = {
-    'rgb8': (3, (0, 1, 2)),
-    'bgr8': (3, (2, 1, 0)),
-    'rgba8': (4, (0, 1, 2)),
-    'bgra8': (4, (2, 1, 0)),
-    'mono8': (1, (0, 0, 0)),
-}
-
-
-# Modes of Pillow with at most 8 bits per channel.
-_PICTURE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', '1', 'CMYK')
-
-
-class ImageError(LapdtrError):
-    """A camera message that holds no usable picture."""
-
-
 class ReportError(LapdtrError):
     """A report whose parts do not belong together."""
 
 
 class GeometryError(LapdtrError):
     """A message that does not describe a camera or a pose."""
-
-
-def picture_from_msg(msg: Image) -> np.ndarray:
-    """A camera picture as uint8 RGB, shape (height, width, 3).
-
-    Raises:
-        ImageError: an encoding other than 8-bit colour or grey, or too few data.
-    """
-    try:
-        depth, order = _ENCODINGS[msg.encoding]
-    except KeyError:
-        raise ImageError(
-            f'image encoding {msg.encoding!r} is not supported; publish one of '
-            f'{", ".join(_ENCODINGS)}'
-        ) from None
-    row = msg.width * depth
-    if msg.height == 0 or msg.width == 0 or msg.step < row or len(msg.data) < msg.height * msg.step:
-        raise ImageError(
-            f'image of {msg.width} x {msg.height} {msg.encoding} needs {msg.height} rows of '
-            f'at least {row} bytes; got a step of {msg.step} and {len(msg.data)} bytes'
-        )
-    rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.step].reshape(msg.height, msg.step)
-    pixels = rows[:, :row].reshape(msg.height, msg.width, depth)
-    return np.ascontiguousarray(pixels[:, :, order])
-
-
-def picture_to_msg(pixels: np.ndarray, stamp_ns: int, frame_id: str) -> Image:
-    """A camera picture.
-
-    Args:
-        pixels: uint8 RGB, (height, width, 3).
-        stamp_ns: time of the picture.
-        frame_id: frame of the camera's body (x forward); the message names the optical one.
-    """
-    height, width = int(pixels.shape[0]), int(pixels.shape[1])
-    return Image(
-        header=_header(stamp_ns, f'{frame_id}_optical'),
-        height=height,
-        width=width,
-        encoding='rgb8',
-        step=3 * width,
-        data=_bytes_to_msg(np.ascontiguousarray(pixels).data.cast('B')),
-    )
-
-
-def compressed_picture_from_msg(msg: CompressedImage) -> np.ndarray:
-    """A compressed camera picture as uint8 RGB, shape (height, width, 3).
-
-    The format text of a message is not looked at: drivers write it in many ways, the data say
-    what they are.
-
-    Raises:
-        ImageError: neither JPEG nor PNG, truncated, or more than 8 bits per channel.
-    """
-    try:
-        with PillowImage.open(io.BytesIO(bytes(msg.data)), formats=['JPEG', 'PNG']) as picture:
-            if picture.mode not in _PICTURE_MODES:
-                raise ImageError(
-                    f'compressed image ({msg.format!r}) has mode {picture.mode}; publish 8-bit '
-                    f'colour or grey'
-                )
-            return np.asarray(picture.convert('RGB'))
-    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
-        raise ImageError(
-            f'compressed image ({msg.format!r}, {len(msg.data)} bytes) is no complete JPEG or '
-            f'PNG: {error}'
-        ) from error
-
-
-def compressed_picture_to_msg(
-    data: bytes, kind: str, stamp_ns: int, frame_id: str
-) -> CompressedImage:
-    """A picture file as it is.
-
-    Args:
-        data: the file's content.
-        kind: ``png`` or ``jpeg``.
-        stamp_ns: time of the picture.
-        frame_id: frame of the camera's body (x forward); the message names the optical one.
-    """
-    header = _header(stamp_ns, f'{frame_id}_optical')
-    return CompressedImage(header=header, format=str(kind), data=_bytes_to_msg(data))
-
-
-def any_picture_from_msg(msg: Image | CompressedImage) -> np.ndarray:
-    """A camera picture of either type; see `picture_from_msg`, `compressed_picture_from_msg`."""
-    if isinstance(msg, CompressedImage):
-        return compressed_picture_from_msg(msg)
-    return picture_from_msg(msg)
 
 
 def time_to_msg(nanoseconds: int) -> Time:
@@ -215,7 +106,8 @@ def time_from_msg(msg: Time) -> int:
     return msg.sec * 1_000_000_000 + msg.nanosec
 
 
-def _bytes_to_msg(data: bytes | memoryview) -> array.array:
+def bytes_to_msg(data: bytes | memoryview) -> array.array:
+    """Bulk data for a ``uint8[]`` field."""
     filled = array.array('B')
     filled.frombytes(data)
     return filled
@@ -262,7 +154,7 @@ def feature_to_msg(feature: Feature) -> FeatureMap:
         dtype=str(feature.packet.dtype),
         shape=[int(n) for n in feature.packet.shape],
         cut=_cut_to_msg(feature.packet.cut),
-        data=_bytes_to_msg(feature.packet.data),
+        data=bytes_to_msg(feature.packet.data),
         trace=[stage_record_to_msg(record) for record in feature.trace],
         session=int(feature.session),
         round=int(feature.round),
@@ -309,7 +201,7 @@ def result_to_msg(result: Result) -> FrameResult:
         device=str(result.device),
         dtype=str(result.packet.dtype),
         shape=[int(n) for n in result.packet.shape],
-        data=_bytes_to_msg(result.packet.data),
+        data=bytes_to_msg(result.packet.data),
         trace=[stage_record_to_msg(record) for record in result.trace],
         session=int(result.session),
     )
@@ -559,7 +451,7 @@ def battery_to_msg(soc: float, capacity_j: float, power_w: float, stamp_ns: int)
     """
     capacity_ah = capacity_j / _TRACTION_V / _SECONDS_PER_HOUR
     return BatteryState(
-        header=_header(stamp_ns, ''),
+        header=header_to_msg(stamp_ns, ''),
         voltage=_TRACTION_V,
         temperature=float('nan'),
         current=-float(power_w) / _TRACTION_V,
@@ -605,7 +497,7 @@ def camera_info_to_msg(
     height, width = size
     numbers = [float(value) for value in np.asarray(intrinsic).flat]
     return CameraInfo(
-        header=_header(stamp_ns, f'{frame_id}_optical'),
+        header=header_to_msg(stamp_ns, f'{frame_id}_optical'),
         height=int(height),
         width=int(width),
         distortion_model='plumb_bob',
@@ -637,7 +529,7 @@ def lidar_pose_to_msg(pose: Sequence[float], stamp_ns: int) -> PoseStamped:
     """Pose ``(x, y, z, roll, yaw, pitch)`` of a LiDAR in the map."""
     position, quaternion = geometry.pose_to_ros(pose)
     return PoseStamped(
-        header=_header(stamp_ns, MAP),
+        header=header_to_msg(stamp_ns, MAP),
         pose=Pose(position=_point(position), orientation=_quaternion(quaternion)),
     )
 
@@ -664,7 +556,7 @@ def mount_to_msg(extrinsic: np.ndarray, stamp_ns: int, lidar: str, camera: str) 
         camera: frame of the camera's body.
     """
     position, quaternion = geometry.pose_to_ros(matrix_to_pose(np.linalg.inv(extrinsic)))
-    msg = TransformStamped(header=_header(stamp_ns, lidar), child_frame_id=str(camera))
+    msg = TransformStamped(header=header_to_msg(stamp_ns, lidar), child_frame_id=str(camera))
     x, y, z = (float(value) for value in position)
     msg.transform.translation = Vector3(x=x, y=y, z=z)
     msg.transform.rotation = _quaternion(quaternion)
@@ -685,7 +577,7 @@ def extrinsic_from_msg(msg: TransformStamped) -> np.ndarray:
 def odometry_to_msg(pose: Sequence[float], speed: float, stamp_ns: int, vehicle: str) -> Odometry:
     """Pose ``(x, y, z, roll, yaw, pitch)`` of a vehicle in the map and its speed ahead in m/s."""
     position, quaternion = geometry.pose_to_ros(pose)
-    msg = Odometry(header=_header(stamp_ns, MAP), child_frame_id=str(vehicle))
+    msg = Odometry(header=header_to_msg(stamp_ns, MAP), child_frame_id=str(vehicle))
     msg.pose.pose = Pose(position=_point(position), orientation=_quaternion(quaternion))
     msg.twist.twist.linear.x = float(speed)
     return msg
@@ -704,7 +596,7 @@ def odometry_from_msg(msg: Odometry) -> tuple[ActorPose, float]:
 def objects_to_msg(labels: Iterable[VehicleLabel], stamp_ns: int, vehicle: str) -> ObjectArray:
     """Ground truth around one vehicle."""
     return ObjectArray(
-        header=_header(stamp_ns, MAP),
+        header=header_to_msg(stamp_ns, MAP),
         vehicle=str(vehicle),
         objects=[_object_to_msg(label) for label in labels],
     )
@@ -750,7 +642,8 @@ def _pose_from_ros(position: Sequence[float], quaternion: Sequence[float]) -> Ac
         raise GeometryError(str(error)) from None
 
 
-def _header(stamp_ns: int, frame_id: str) -> Header:
+def header_to_msg(stamp_ns: int, frame_id: str) -> Header:
+    """A header of a time and a frame."""
     return Header(stamp=time_to_msg(stamp_ns), frame_id=str(frame_id))
 
 
@@ -773,7 +666,7 @@ def detections_to_msg(frame: FusedFrame) -> Detections:
     vectors = geometry.flip_handedness(boxes.vectors)
     rows = zip(vectors.tolist(), boxes.scores.tolist(), boxes.ids.tolist(), strict=True)
     return Detections(
-        header=_header(frame.stamp_ns, lidar_frame(frame.ego)),
+        header=header_to_msg(frame.stamp_ns, lidar_frame(frame.ego)),
         ego=str(frame.ego),
         method=str(frame.method),
         status=_STATUS_TO_MSG[frame.status],
@@ -834,7 +727,7 @@ def markers_to_msg(frame: FusedFrame, lifetime_s: float) -> MarkerArray:
         frame: fused detections.
         lifetime_s: after this many seconds without a successor they vanish.
     """
-    header = _header(frame.stamp_ns, lidar_frame(frame.ego))
+    header = header_to_msg(frame.stamp_ns, lidar_frame(frame.ego))
     markers = [Marker(header=header, action=Marker.DELETEALL)]
     vectors = geometry.flip_handedness(frame.boxes.vectors)
     for index, (vector, score) in enumerate(zip(vectors, frame.boxes.scores, strict=True)):
@@ -902,7 +795,7 @@ def vision_detections_to_msg(frame: FusedFrame, messages: Any) -> Any:
         frame: fused detections.
         messages: what `vision_messages` found.
     """
-    header = _header(frame.stamp_ns, lidar_frame(frame.ego))
+    header = header_to_msg(frame.stamp_ns, lidar_frame(frame.ego))
     array_msg = messages.Detection3DArray(header=header)
     vectors = geometry.flip_handedness(frame.boxes.vectors)
     for vector, score in zip(vectors, frame.boxes.scores, strict=True):

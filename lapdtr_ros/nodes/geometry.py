@@ -7,7 +7,7 @@ from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.datasets.pictures import Picture
 
 
@@ -70,4 +70,6 @@ class GeometryPublisher:
         if self._pose.get_subscription_count():
             self._pose.publish(conversions.lidar_pose_to_msg(pose, stamp))
         if self._image.get_subscription_count():
-            self._image.publish(conversions.picture_to_msg(picture.pixels, stamp, picture.frame_id))
+            self._image.publish(
+                camera_messages.picture_to_msg(picture.pixels, stamp, picture.frame_id)
+            )

@@ -11,7 +11,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import BatteryState, CameraInfo, Image
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.datasets.opv2v import AgentFrame
 from lapdtr_ros.msg import ObjectArray
 
@@ -66,7 +66,7 @@ class VehiclePublisher:
             size = pixels.shape[0], pixels.shape[1]
             info.publish(conversions.camera_info_to_msg(camera.intrinsic, size, stamp_ns, stream))
             mount.publish(conversions.mount_to_msg(camera.extrinsic, stamp_ns, self._lidar, stream))
-            picture.publish(conversions.picture_to_msg(pixels, stamp_ns, stream))
+            picture.publish(camera_messages.picture_to_msg(pixels, stamp_ns, stream))
 
     def publish_battery(self, soc: float, capacity_j: float, power_w: float, stamp_ns: int) -> None:
         """Send the state of the vehicle's battery."""

@@ -21,7 +21,7 @@ from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CompressedImage, Image
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.datasets.pictures import Picture, PictureSequence
 from lapdtr_ros.errors import LapdtrError, UnknownNameError
 from lapdtr_ros.execution import frames
@@ -323,7 +323,7 @@ class SourceNode(ManagedNode):
 
     def _on_image(self, msg: Image | CompressedImage) -> None:
         try:
-            picture = conversions.any_picture_from_msg(msg)
+            picture = camera_messages.any_picture_from_msg(msg)
         except LapdtrError as error:
             self._refused += 1
             self._problem(str(error))

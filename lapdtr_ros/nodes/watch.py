@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from sensor_msgs.msg import Image
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
 from lapdtr_ros.evaluation.live_view import LiveView
 from lapdtr_ros.evaluation.overview import DeviceState, FleetOverview
@@ -152,7 +152,7 @@ class WatchNode(Node):
             return
         self._shown[stream] = now_s
         try:
-            view.add_picture(stream, conversions.picture_from_msg(msg), now_s)
+            view.add_picture(stream, camera_messages.picture_from_msg(msg), now_s)
         except LapdtrError as error:
             self.get_logger().warning(f'{stream}: {error}', throttle_duration_sec=5.0)
 

@@ -12,7 +12,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StorageP
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import Image
 
-from lapdtr_ros import conversions, topics
+from lapdtr_ros import camera_messages, topics
 from lapdtr_ros.datasets.opv2v import (
     AgentFrame,
     CameraModel,
@@ -139,7 +139,7 @@ def test_raw_pictures_are_read(recording, tmp_path):
     with BagReader(bag) as reader, BagWriter(tmp_path / 'raw') as writer:
         for topic, stamp, msg in reader.messages(list(reader.topics)):
             if topic.endswith('/compressed'):
-                pixels = conversions.any_picture_from_msg(msg)[:, :, ::-1]
+                pixels = camera_messages.any_picture_from_msg(msg)[:, :, ::-1]
                 height, width, _ = pixels.shape
                 raw = Image(header=msg.header, height=height, width=width, encoding='bgr8')
                 raw.step = 3 * width

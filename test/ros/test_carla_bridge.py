@@ -16,12 +16,13 @@ from doubles import carla_world
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import BatteryState, CameraInfo, Image
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.bringup import (
     ProcessFailedError,
     ProcessGroup,
     carla_bridge_process,
     evaluator_process,
+    fleet_processes,
 )
 from lapdtr_ros.cosimulation.config import VehicleSection
 from lapdtr_ros.datasets.generator import generate
@@ -31,6 +32,7 @@ from lapdtr_ros.msg import Detections, ObjectArray
 from lapdtr_ros.nodes.carla_bridge import CarlaBridgeNode, traction_watts
 from lapdtr_ros.perception.cooperation import COMPLETE, FusedFrame
 from lapdtr_ros.perception.ground_truth import GroundTruthRule, ground_truth
+from lapdtr_ros.scenario import load_scenario
 
 SCENE = SceneConfig(seed=4, frames=5, vehicles=2, width=64, height=48)
 COSIMULATION = {
@@ -41,12 +43,32 @@ COSIMULATION = {
     'vehicles': {'cav_0': {'soc': 0.5}, 'cav_1': {}},
 }
 
+# The shipped detector that is quick enough for a test.
+TWO_VEHICLES = {
+    'name': 'two',
+    'model': {
+        'name': 'efficientvit_m4:stages.0.blocks.0@384x512+detection',
+        'weights': 'efficientvit_m4_detection.safetensors',
+    },
+    'devices': {name: {'class': 'edge_server'} for name in ('cav_0', 'cav_1')},
+    'links': [{'between': ['cav_0', 'cav_1'], 'class': 'wifi6'}],
+    'streams': {
+        f'{name}/camera0': {
+            'source': name,
+            'sink': 'cav_0',
+            'image_topic': f'/{name}/camera0/image',
+        }
+        for name in ('cav_0', 'cav_1')
+    },
+    'fusion': {'ego': 'cav_0', 'deadline_s': 1.0},
+}
 
-def bridge(scene, arguments, silent_from):
+
+def bridge(config, scene, arguments, silent_from):
     """Body of the bridge's process."""
     from lapdtr_ros.nodes.base import run_node
 
-    server = carla_world.Server(build_scene(SCENE), open_dataset(scene)[0])
+    server = carla_world.Server(build_scene(config), open_dataset(scene)[0])
     server.silent_from = silent_from
     os._exit(run_node(lambda: CarlaBridgeNode(server.connect), arguments))
 
@@ -60,16 +82,17 @@ def scene(tmp_path_factory):
 def start(scene, tmp_path):
     """Start a bridge on the double; its process."""
     path = tmp_path / 'cosimulation.yaml'
-    path.write_text(yaml.safe_dump(COSIMULATION))
     running = []
 
-    def begin(silent_from=None, **parameters):
+    def begin(silent_from=None, config=SCENE, recorded=scene, **parameters):
+        size = {'width': config.width, 'height': config.height}
+        path.write_text(yaml.safe_dump(COSIMULATION | size))
         given = {'cosimulation': str(path), **parameters}
         arguments = ['--ros-args']
         for name, value in given.items():
             arguments += ['-p', f'{name}:={value}']
         process = multiprocessing.get_context('spawn').Process(
-            target=bridge, args=(scene, arguments, silent_from)
+            target=bridge, args=(config, recorded, arguments, silent_from)
         )
         process.start()
         running.append(process)
@@ -111,7 +134,7 @@ def test_pictures_geometry_and_surroundings_share_one_stamp(peer, scene, start, 
         tick = round(conversions.time_from_msg(image.header.stamp) * 1e-9 / carla_world.STEP_S)
         timestamp = f'{tick - (tick - carla_world.FIRST_TICK) % 2:06d}'
         expected = read_image(recorded.frame(own, timestamp).image_paths[1])
-        assert np.array_equal(conversions.picture_from_msg(image), expected)
+        assert np.array_equal(camera_messages.picture_from_msg(image), expected)
     first, last = got[BatteryState][0], got[BatteryState][-1]
     assert 0 < last.percentage < first.percentage < 0.5
     assert first.current < 0
@@ -147,6 +170,27 @@ def test_the_genuine_client_says_what_is_wrong(tmp_path, parameters, said):
         group.process('carla_bridge').wait(40)
         with pytest.raises(ProcessFailedError, match=said):
             group.check()
+
+
+def test_two_hundred_ticks_go_through_a_fleet_to_average_precision(start, tmp_path):
+    config = SceneConfig(seed=4, frames=100, vehicles=2, width=192, height=144)
+    recorded = generate(config, tmp_path / 'scene', progress=False, workers=2)
+    path = tmp_path / 'scenario.yaml'
+    path.write_text(yaml.safe_dump(TWO_VEHICLES), encoding='utf-8')
+    scenario = load_scenario(path)
+    out = tmp_path / 'accuracy.json'
+    specs = [*fleet_processes(scenario), evaluator_process(path, '', str(out))]
+    with ProcessGroup(specs, tmp_path / 'logs') as group:
+        process = start(None, config, recorded, ticks=200, real_time_factor=0.5)
+        process.join(120.0)
+        assert process.exitcode == 0
+        assert set(group.stop().values()) == {0}
+    figures = json.loads(out.read_text())
+    # A slow machine skips pictures, and the fusion starts when the fleet is ready.
+    assert figures['frames'] >= 20
+    assert figures['ground_truths'] > figures['frames']
+    assert 0.0 <= figures['ap50'] <= figures['ap30'] <= 1.0
+    assert figures['ap30'] > 0.0
 
 
 def test_detections_are_measured_against_what_vehicles_list(peer, scene, tmp_path):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 pytest.importorskip('lapdtr_ros.msg')
 
 from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import Image
 
 from lapdtr_ros import conversions
 from lapdtr_ros.execution.frames import (
@@ -130,55 +129,3 @@ def test_numpy_scalars_are_not_silently_sent_as_zero():
     message = over_the_wire(conversions.stage_record_to_msg(record))
     assert (message.queue_s, message.compute_s) == (0.5, 0.25)
     assert message.energy_j == pytest.approx(math.e)
-
-
-def image(encoding, pixels, step=None, height=None):
-    pixels = np.asarray(pixels, np.uint8)
-    message = Image(
-        height=pixels.shape[0] if height is None else height,
-        width=pixels.shape[1],
-        encoding=encoding,
-        step=pixels.shape[1] * pixels.shape[2] if step is None else step,
-    )
-    message.data.frombytes(pixels.tobytes())
-    return message
-
-
-@pytest.mark.parametrize(
-    ('encoding', 'pixel', 'rgb'),
-    [
-        ('rgb8', [1, 2, 3], [1, 2, 3]),
-        ('bgr8', [1, 2, 3], [3, 2, 1]),
-        ('rgba8', [1, 2, 3, 9], [1, 2, 3]),
-        ('bgra8', [1, 2, 3, 9], [3, 2, 1]),
-        ('mono8', [7], [7, 7, 7]),
-    ],
-)
-def test_camera_encodings_become_rgb(encoding, pixel, rgb):
-    picture = conversions.picture_from_msg(image(encoding, [[pixel, pixel]]))
-    assert picture.shape == (1, 2, 3)
-    assert picture[0, 1].tolist() == rgb
-
-
-def test_row_padding_is_cut_off():
-    message = image('mono8', [[[1], [2], [0], [0]], [[3], [4], [0], [0]]], step=4)
-    message.width = 2
-    assert conversions.picture_from_msg(message)[:, :, 0].tolist() == [[1, 2], [3, 4]]
-
-
-@pytest.mark.parametrize('encoding', ['16UC1', '32FC1', 'mono16', 'yuv422', ''])
-def test_other_encodings_are_refused_by_name(encoding):
-    with pytest.raises(conversions.ImageError, match=f'{encoding!r}.*rgb8'):
-        conversions.picture_from_msg(image(encoding, np.zeros((2, 2, 3))))
-
-
-def test_a_truncated_image_is_refused():
-    message = image('rgb8', np.zeros((4, 4, 3)))
-    message.data = message.data[:-1]
-    with pytest.raises(conversions.ImageError, match='47 bytes'):
-        conversions.picture_from_msg(message)
-
-
-def test_an_empty_image_is_refused():
-    with pytest.raises(conversions.ImageError):
-        conversions.picture_from_msg(Image(encoding='rgb8'))

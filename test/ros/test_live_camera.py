@@ -12,7 +12,7 @@ pytest.importorskip('lapdtr_ros.msg')
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, qos, topics
 from lapdtr_ros.bringup import ProcessGroup, ProcessSpec, source_process
 
 STREAM = 'cav_0/camera0'
@@ -40,11 +40,11 @@ def test_both_picture_types_are_taken(peer, tmp_path, kind):
     topic = '/cav_0/camera0/image' + ('' if kind == 'raw' else '/compressed')
     diagnostics = peer.collect(DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics())
     if kind == 'raw':
-        msg = conversions.picture_to_msg(PIXELS, 5, 'camera')
+        msg = camera_messages.picture_to_msg(PIXELS, 5, 'camera')
     else:
         buffer = io.BytesIO()
         PillowImage.fromarray(PIXELS).save(buffer, 'PNG')
-        msg = conversions.compressed_picture_to_msg(buffer.getvalue(), 'png', 5, 'camera')
+        msg = camera_messages.compressed_picture_to_msg(buffer.getvalue(), 'png', 5, 'camera')
     camera = peer.node.create_publisher(type(msg), topic, qos.camera())
     with ProcessGroup([source_process(scenario(tmp_path, topic), '', STREAM)], tmp_path / 'logs'):
         peer.wait(
@@ -61,7 +61,7 @@ def test_policies_that_do_not_fit_are_named(peer, tmp_path):
     spec = ProcessSpec(spec.name, spec.executable, spec.namespace, {**spec.parameters, **strict})
     diagnostics = peer.collect(DiagnosticArray, topics.DIAGNOSTICS, qos.diagnostics())
     best_effort = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-    msg = conversions.picture_to_msg(PIXELS, 5, 'camera')
+    msg = camera_messages.picture_to_msg(PIXELS, 5, 'camera')
     peer.node.create_publisher(type(msg), topic, best_effort)
     with ProcessGroup([spec], tmp_path / 'logs'):
         peer.wait(

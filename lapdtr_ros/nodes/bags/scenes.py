@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rosgraph_msgs.msg import Clock
 
-from lapdtr_ros import conversions, qos, topics
+from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.datasets.opv2v import (
     TICK_S,
     AgentFrame,
@@ -88,7 +88,7 @@ def _write_agent(
         mount = conversions.mount_to_msg(camera.extrinsic, stamp_ns, lidar, stream)
         bag.write(topics.mount(fleet, stream), mount, stamp_ns, qos.geometry())
         data = frame.image_paths[number].read_bytes()
-        picture = conversions.compressed_picture_to_msg(data, 'png', stamp_ns, stream)
+        picture = camera_messages.compressed_picture_to_msg(data, 'png', stamp_ns, stream)
         bag.write(topics.image(fleet, stream) + COMPRESSED, picture, stamp_ns)
 
 
@@ -257,7 +257,7 @@ class _Moments:
         cameras, images = {}, {}
         pose = conversions.lidar_pose_from_msg(partial.single['pose'])
         for number, messages in partial.cameras.items():
-            images[number] = conversions.any_picture_from_msg(messages['picture'])
+            images[number] = camera_messages.any_picture_from_msg(messages['picture'])
             cameras[number] = _camera(messages, images[number], pose)
         own, speed = pose, 0.0
         if 'odometry' in partial.single:
