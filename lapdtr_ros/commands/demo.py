@@ -99,7 +99,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def execute(options: argparse.Namespace) -> int:
     """Run the verb; 1 when a frame was lost, or an output or a detection differs."""
     console = Console()
-    scenario = _prepare(options.out)
+    scenario = prepare(options.out)
     expected = expected_frames(scenario, options.frames)
     total = sum(expected.values())
     acts = (change_of_wishes(total), low_battery(total), loss(total))
@@ -163,7 +163,7 @@ def loss(total: int) -> Act:
     )
 
 
-def _prepare(out: Path) -> Scenario:
+def prepare(out: Path) -> Scenario:
     """Scene and scenario of the demo in the output directory; the scene is made once."""
     out.mkdir(parents=True, exist_ok=True)
     for stale in ('outputs', 'logs'):
