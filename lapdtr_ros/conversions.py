@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import array
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ _SECONDS_PER_HOUR = 3600.0
 
 
 class ReportError(LapdtrError):
-    """A report whose parts do not belong together."""
+    """A report with impossible parts, or whose parts do not belong together."""
 
 
 class GeometryError(LapdtrError):
@@ -271,17 +271,24 @@ def outcome_to_msg(outcome: FrameOutcome) -> FrameTrace:
     return msg
 
 
+def _constant(field: str, value: int, known: Mapping[int, str]) -> str:
+    """What a constant of a message stands for."""
+    if value not in known:
+        raise ReportError(f'{field} is {value}; use one of {", ".join(map(str, known))}')
+    return known[value]
+
+
 def outcome_from_msg(msg: FrameTrace) -> FrameOutcome:
     """A frame as its source saw it.
 
     Raises:
-        KeyError: an outcome that is none of the message's constants.
+        ReportError: an outcome that is none of the message's constants.
     """
     return FrameOutcome(
         stream=msg.stream,
         seq=msg.seq,
         epoch=msg.epoch,
-        outcome=_OUTCOME_FROM_MSG[msg.outcome],
+        outcome=_constant('outcome', msg.outcome, _OUTCOME_FROM_MSG),
         latency_s=msg.latency_s,
         picture_bytes=msg.picture_bytes,
         stamp_ns=time_from_msg(msg.header.stamp),
@@ -697,14 +704,14 @@ def detections_from_msg(msg: Detections) -> FusedFrame:
 
     Raises:
         BoxError: a number that is not finite, or a size that is not positive.
-        KeyError: a status that is none of the message's constants.
+        ReportError: a status that is none of the message's constants.
     """
     rows = [(d.x, d.y, d.z, d.length, d.width, d.height, d.yaw) for d in msg.detections]
     return FusedFrame(
         stamp_ns=time_from_msg(msg.header.stamp),
         ego=msg.ego,
         method=msg.method,
-        status=_STATUS_FROM_MSG[msg.status],
+        status=_constant('status', msg.status, _STATUS_FROM_MSG),
         streams=tuple(msg.streams),
         missing=tuple(msg.missing),
         out_of_range=tuple(msg.out_of_range),

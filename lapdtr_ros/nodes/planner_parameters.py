@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rclpy.parameter import Parameter
 
@@ -17,9 +17,15 @@ from .base import changed, parameter
 LIMIT_PARAMETERS = ('max_latency_s', 'max_period_s', 'max_energy_j', 'min_accuracy')
 
 
+def _wish(what: str, maximum: float | None = None) -> Any:
+    """A weight or limit that takes the place of the scenario's."""
+    told = f'{what}; -1: as the scenario says'
+    return parameter(-1.0, told, minimum=-1.0, maximum=maximum, dynamic=True)
+
+
 @dataclass(frozen=True)
 class PlannerParameters:
-    """What is planned for. A negative value means: as the scenario says."""
+    """What is planned for."""
 
     wait_s: float = parameter(
         10.0, 'Longest wait for all devices before the first plan [s]', minimum=0.0
@@ -31,19 +37,15 @@ class PlannerParameters:
     dtr_weight: float = parameter(
         1.0, 'Lambda of the objectives dtr_corrected and dtr_literal', minimum=0.0, dynamic=True
     )
-    energy_weight: float = parameter(-1.0, 'Weight of energy per frame', dynamic=True)
-    latency_weight: float = parameter(-1.0, 'Weight of latency', dynamic=True)
-    period_weight: float = parameter(-1.0, 'Weight of the frame period', dynamic=True)
-    accuracy_weight: float = parameter(-1.0, 'Weight of lost accuracy', dynamic=True)
-    battery_weight: float = parameter(
-        -1.0, 'How much dearer a joule of an empty battery is', dynamic=True
-    )
-    max_latency_s: float = parameter(-1.0, 'Limit on latency [s]', dynamic=True)
-    max_period_s: float = parameter(-1.0, 'Limit on the frame period [s]', dynamic=True)
-    max_energy_j: float = parameter(-1.0, 'Limit on energy per frame [J]', dynamic=True)
-    min_accuracy: float = parameter(
-        -1.0, 'Least predicted accuracy, 0 to 1', maximum=1.0, dynamic=True
-    )
+    energy_weight: float = _wish('Weight of energy per frame')
+    latency_weight: float = _wish('Weight of latency')
+    period_weight: float = _wish('Weight of the frame period')
+    accuracy_weight: float = _wish('Weight of lost accuracy')
+    battery_weight: float = _wish('How much dearer a joule of an empty battery is')
+    max_latency_s: float = _wish('Limit on latency [s]')
+    max_period_s: float = _wish('Limit on the frame period [s]')
+    max_energy_j: float = _wish('Limit on energy per frame [J]')
+    min_accuracy: float = _wish('Least predicted accuracy, 0 to 1', maximum=1.0)
 
 
 @dataclass(frozen=True)

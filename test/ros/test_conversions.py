@@ -10,6 +10,7 @@ pytest.importorskip('lapdtr_ros.msg')
 from rclpy.serialization import deserialize_message, serialize_message
 
 from lapdtr_ros import conversions
+from lapdtr_ros import msg as messages
 from lapdtr_ros.execution.frames import (
     Feature,
     FrameOutcome,
@@ -129,3 +130,10 @@ def test_numpy_scalars_are_not_silently_sent_as_zero():
     message = over_the_wire(conversions.stage_record_to_msg(record))
     assert (message.queue_s, message.compute_s) == (0.5, 0.25)
     assert message.energy_j == pytest.approx(math.e)
+
+
+def test_constants_that_no_message_has_are_refused():
+    with pytest.raises(conversions.ReportError, match='outcome is 48'):
+        conversions.outcome_from_msg(messages.FrameTrace(outcome=48))
+    with pytest.raises(conversions.ReportError, match='status is 9'):
+        conversions.detections_from_msg(messages.Detections(status=9))
