@@ -2,9 +2,9 @@
 
 A fleet of four devices, a planner and a source streams pictures over DDS. One after the other,
 drawn by a seed: a device is killed, or frozen and woken; the planner is killed; a battery falls off
-a cliff; a link collapses; a flood of malformed messages comes in. What was killed is started again.
-Losses come one at a time: the next one waits until all devices are back, the newest plan runs and
-frames are as fast as usual.
+a cliff; a link collapses or swallows everything; a flood of malformed messages comes in. What was
+killed is started again. Losses come one at a time: the next one waits until all devices are back,
+the newest plan runs and frames are as fast as usual.
 
 The time of a resumption is from the fault until the first frame has come through that was under way
 or was sent afterwards; it holds the 1 s lease after which a silent device counts as lost.
@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ PLANNER = 'planner'
 _PAUSE_S = 1.0
 _FROZEN_S = 3.0
 _COLLAPSED_S = 2.0
+_CHOKED_S = 6.0
 _FLOOD = 400
 
 # A frame that took longer still feels an earlier mishap.
@@ -83,6 +85,7 @@ class Chaos:
             self.kill_planner,
             self.drop_battery,
             self.collapse_link,
+            self.choke_link,
             self.flood,
         ]
 
@@ -133,6 +136,17 @@ class Chaos:
         self._operator.set_parameters_of(node, {'link_bytes_per_s': 50_000.0})
         self._fleet.spin(_COLLAPSED_S)
         self._operator.set_parameters_of(node, {'link_bytes_per_s': 0.0})
+
+    def choke_link(self) -> None:
+        """One link swallows everything for a while; both its ends and all others are well."""
+        ways = list(pairwise(self._fleet.plan.devices(STREAM)))
+        sender, receiver = self._random.choice(ways)
+        node = f'{sender}/device'
+        dead = {'link_target': receiver, 'link_bytes_per_s': 1e-3}
+        self._operator.set_parameters_of(node, dead)
+        self._fleet.spin(_CHOKED_S)
+        whole = {'link_target': '', 'link_bytes_per_s': 0.0}
+        self._operator.set_parameters_of(node, whole)
 
     def flood(self) -> None:
         """Malformed messages of every type."""

@@ -130,10 +130,13 @@ class Delivery:
 
     Attributes:
         target: device that goes on with it; None when it is the result.
+        unheard_s: how long ago it was sent to the same device under the same plan, if it was;
+            its source has asked since and found nothing there.
     """
 
     target: str | None
     output: Feature | Result
+    unheard_s: float = 0.0
 
 
 Step = Job | Delivery
@@ -149,6 +152,7 @@ class _Frame:
         reached: unit that the newest output of this device is the input of, or will be.
         job: while it waits or runs.
         kept: output, until the frame is finished.
+        sent: plan and device that the output was last sent under and to, and when first.
     """
 
     epoch: int
@@ -156,6 +160,7 @@ class _Frame:
     reached: int
     job: Job | None = None
     kept: Feature | Result | None = None
+    sent: tuple[int, str, float] | None = None
 
 
 @dataclass
@@ -525,7 +530,9 @@ class DeviceCore:
         epoch = self._epochs[frame.epoch]
         stage = epoch.plan.streams[feature.stream].plan.stage_at(feature.unit)
         if stage.device != self.device:
-            return Delivery(stage.device, feature)
+            if frame.sent is None or frame.sent[:2] != (frame.epoch, stage.device):
+                frame.sent = frame.epoch, stage.device, now
+            return Delivery(stage.device, feature, now - frame.sent[2])
         frame.job = self._job_of(feature, epoch.keys[feature.stream], now)
         frame.reached = frame.job.stage.stop
         return frame.job

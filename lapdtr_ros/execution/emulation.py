@@ -173,19 +173,30 @@ class ShapedLink:
     """When a message arrives: token bucket, then delay. Order is kept, as on a reliable link.
 
     Args:
-        figures: may be replaced at any time.
+        figures: see `change`.
         seed: of jitter and loss.
     """
 
     def __init__(self, figures: LinkFigures, seed: int | str = 0) -> None:
-        self.figures = figures
+        self._figures = figures
         self._random = random.Random(seed)
         self._free_s = -math.inf
         self._arrived_s = -math.inf
 
+    def change(self, figures: LinkFigures, now: float) -> None:
+        """Have other figures from now on; what waits for the link goes at the new rate, too.
+
+        Messages that were given their moment of arrival before keep it and may be overtaken.
+        """
+        if figures.bytes_per_s != self._figures.bytes_per_s and self._free_s > now:
+            faster = figures.bytes_per_s / self._figures.bytes_per_s
+            self._free_s = now + (self._free_s - now) / faster
+            self._arrived_s = min(self._arrived_s, self._free_s)
+        self._figures = figures
+
     def arrival(self, size: int, now: float, time_scale: float) -> float:
         """Moment at which ``size`` bytes that are sent now have arrived, on the same clock."""
-        figures = self.figures
+        figures = self._figures
         self._free_s = max(now, self._free_s) + size / figures.bytes_per_s / time_scale
         delay_s = figures.delay_s
         if figures.jitter_s > 0.0:
@@ -288,6 +299,11 @@ class LinkEstimator:
                 self._rates.append(size / (seconds - delay_s))
         elif seconds > transfer_s:
             self._delays.append(seconds - transfer_s)
+
+    def stall(self, size: int, seconds: float) -> None:
+        """A message of ``size`` bytes has not arrived after so long; what was known is over."""
+        self._rates.clear()
+        self._rates.append(size / seconds)
 
     @property
     def bytes_per_s(self) -> float:

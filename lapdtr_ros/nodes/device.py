@@ -400,7 +400,15 @@ class DeviceNode(ManagedNode):
         if seqs:
             now = time.monotonic()
             steps = self._core.resume(msg.stream, msg.session, seqs, msg.epoch, msg.round, now)
+            self._note_stalls(steps)
             self._resend(steps)
+
+    def _note_stalls(self, steps: Iterable[Step]) -> None:
+        """A link that swallows frames shows in telemetry, so that the planner goes around it."""
+        assert self._gauge is not None
+        for step in steps:
+            if isinstance(step, Delivery) and step.target is not None and step.unheard_s > 0.0:
+                self._gauge.note_stall(step.target, step.output.packet.nbytes, step.unheard_s)
 
     def _report_holdings(self, question: ResumeRequest) -> None:
         """Tell a source what is here of its frames, also of those that still wait to be taken."""

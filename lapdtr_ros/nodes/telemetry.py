@@ -169,8 +169,9 @@ class Links:
         figures = self._figures(target)
         if link is None:
             link = self._shaped[target] = ShapedLink(figures, f'{self._device} > {target}')
-        link.figures = figures
-        return link.arrival(size, time.monotonic(), self.time_scale)
+        now = time.monotonic()
+        link.change(figures, now)
+        return link.arrival(size, now, self.time_scale)
 
     def _deliver(self, action: Callable[[], None]) -> None:
         try:
@@ -463,6 +464,10 @@ class Gauge:
         if hop is not None and not outcome.resumed:
             target, size, seconds = hop
             self._estimator(target).add(size, seconds * self.links.time_scale)
+
+    def note_stall(self, target: str, size: int, seconds: float) -> None:
+        """What was sent to a device that long ago is not there, although both are well."""
+        self._estimator(target).stall(size, seconds * self.links.time_scale)
 
     def _estimator(self, target: str) -> LinkEstimator:
         if target not in self._estimators:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / 'benchmarks'))
 
 from fleet_under_test import DEVICES, STREAM, FleetUnderTest
 from fuzz import Fuzzer, flood
+
+from lapdtr_ros.nodes.operator import Operator
 
 
 @pytest.fixture
@@ -43,6 +46,23 @@ def test_a_fleet_goes_on_without_its_planner_and_is_not_disturbed_when_it_is_bac
     victim = fleet.plan.devices(STREAM)[-1]
     fleet.signal(f'device_{victim}', signal.SIGKILL)
     fleet.wait(lambda: any(trace.epoch > epoch for trace in fleet.traces.values()))
+    assert_all_is_well(fleet)
+
+
+def test_a_link_that_swallows_everything_is_gone_around(fleet):
+    operator = Operator()
+    fleet.add_node(operator)
+    plan = fleet.plan
+    sender, receiver = plan.devices(STREAM)[:2]
+    dead = {'link_target': receiver, 'link_bytes_per_s': 1e-3}
+    operator.set_parameters_of(f'{sender}/device', dead)
+    count = len(fleet.traces)
+    fleet.wait(lambda: any(t.epoch > plan.epoch for t in fleet.traces.values()), 30.0)
+    fleet.wait(lambda: len(fleet.traces) > count + 20)
+    ways = list(pairwise(fleet.plan.devices(STREAM)))
+    assert (sender, receiver) not in ways
+    assert f'link {sender} -> {receiver} carries' in fleet.log('planner')
+    operator.destroy_node()
     assert_all_is_well(fleet)
 
 

@@ -295,6 +295,25 @@ def test_a_result_that_was_lost_is_sent_again():
     assert c.holdings(STREAM, 0, [5], 1, 1) == [Holding(5, 4, False)]
 
 
+def test_a_device_tells_how_long_what_it_sent_has_not_arrived():
+    plans = [
+        BEFORE,
+        fleet_plan(2, ('a', 0, 1), ('c', 1, 4)),
+        fleet_plan(3, ('a', 0, 1), ('c', 1, 4)),
+    ]
+    a = device_with('a', *plans)
+    assert ran(a, picture(5)).unheard_s == 0.0  # at 0.0
+
+    def unheard(epoch, round, now):
+        (step,) = a.resume(STREAM, 0, [5], epoch, round, now)
+        return step.unheard_s
+
+    assert unheard(epoch=1, round=1, now=1.5) == 1.5
+    assert unheard(epoch=2, round=2, now=2.0) == 0.0
+    assert unheard(epoch=2, round=3, now=5.0) == 3.0
+    assert unheard(epoch=3, round=4, now=6.0) == 0.0
+
+
 def test_an_older_round_moves_nothing():
     a = device_with('a', BEFORE)
     ran(a, picture(5, round=3))

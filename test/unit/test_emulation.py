@@ -189,8 +189,17 @@ def test_jitter_is_the_same_for_the_same_seed():
 def test_figures_of_a_link_change_at_run_time():
     link = ShapedLink(LinkFigures(1000.0, 0.0))
     assert link.arrival(1000, 0.0, 1.0) == pytest.approx(1.0)
-    link.figures = LinkFigures(100.0, 0.0)
+    link.change(LinkFigures(100.0, 0.0), 5.0)
     assert link.arrival(1000, 5.0, 1.0) == pytest.approx(15.0)
+
+
+def test_a_backlog_goes_at_the_new_rate():
+    link = ShapedLink(LinkFigures(1000.0, 0.0))
+    assert link.arrival(4000, 0.0, 1.0) == pytest.approx(4.0)
+    link.change(LinkFigures(2000.0, 0.0), 2.0)
+    assert link.arrival(2000, 2.0, 1.0) == pytest.approx(4.0)
+    link.change(LinkFigures(math.inf, 0.0), 3.0)
+    assert link.arrival(10**6, 3.0, 1.0) == pytest.approx(3.0)
 
 
 def test_the_postman_delivers_in_time_and_order_without_blocking():
@@ -254,6 +263,14 @@ def test_one_stray_hop_does_not_move_the_estimate():
     for seconds in (1.0, 1.0, 30.0, 1.0, 1.0):
         estimator.add(1000, seconds)
     assert estimator.bytes_per_s == pytest.approx(1000.0)
+
+
+def test_a_stalled_message_ends_what_was_known_of_a_link():
+    estimator = LinkEstimator(Link('a', 'b', bytes_per_s=1000.0, latency_s=0.0))
+    for _ in range(5):
+        estimator.add(1000, 1.0)
+    estimator.stall(1000, 4.0)
+    assert estimator.bytes_per_s == pytest.approx(250.0)
 
 
 @given(st.floats(1e3, 1e7), st.floats(0.0, 0.1), st.integers(1, 10**6))
