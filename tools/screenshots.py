@@ -1,8 +1,9 @@
-"""Take the pictures of the documentation: report and terminal of a run of the demo.
+"""Take the pictures of the documentation: report, terminal and live view of the demo.
 
     tools/run python tools/screenshots.py [--out docs/images]
 
-It needs ``out/demo`` (``make demo``) and Chromium.
+It needs ``out/demo`` (``make demo``), Chromium, and for the live view the native viewer of rerun
+with ``xvfb-run`` and a Vulkan driver (on Debian: xvfb, mesa-vulkan-drivers).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lapdtr_ros.bringup import ProcessGroup, fleet_processes
-from lapdtr_ros.commands.run import isolated_environment
+from lapdtr_ros.bringup import ProcessGroup, fleet_processes, view_process
+from lapdtr_ros.commands.run import isolated_environment, run_scenario
+from lapdtr_ros.evaluation.live_view import VIEW_PORT
 from lapdtr_ros.scenario import load_scenario
 
 DEMO = Path('out/demo')
@@ -47,6 +49,7 @@ def main() -> int:
     }.items():
         page_picture(browser, only(report, sections), options.out / f'{name}.png')
     live_pictures(browser, options.out)
+    view_picture(options.out / 'view.png')
     return 0
 
 
@@ -87,6 +90,22 @@ def live_pictures(browser: str, out: Path) -> None:
     ):
         time.sleep(SETTLED_S)
         page_picture(browser, terminal_page(), out / 'watch.png')
+
+
+def view_picture(path: Path) -> None:
+    """The live view at the end of a short run; drawn twice as large, so that text is smooth."""
+    scenario = load_scenario(DEMO / 'scenario.yaml')
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / 'view.rrd'
+        view = view_process('', VIEW_PORT, saved)
+        run_scenario(scenario, Path(folder) / 'run', frames=8, view=view)
+        viewer = ['rerun', str(saved), '--renderer', 'vulkan', '--window-size', '1600x900']
+        screen = ['xvfb-run', '-a', '-s', '-screen 0 1700x1000x24']
+        command = [*screen, *viewer, '--screenshot-to', str(path)]
+        subprocess.run(command, check=True, capture_output=True, timeout=180)
+    picture = Image.open(path).convert('RGB').resize((1600, 900), Image.Resampling.LANCZOS)
+    picture.quantize(192).save(path, optimize=True)
+    print(path, flush=True)
 
 
 def terminal_page() -> str:

@@ -47,6 +47,9 @@ MAX_DOTS = 800
 MAX_BINS = 80
 MAX_POINTS = 160
 
+# Of a character in the text below an axis, pixels.
+_TICK_WIDTH = 6.5
+
 # Frames drawn before and after the first frame of a new plan.
 FRAMES_BEFORE = 6
 FRAMES_AFTER = 9
@@ -363,10 +366,9 @@ def energy_chart(record: RunRecord) -> Markup:
     axes = Axes(Scale(0, max(len(groups), 1), 62.0, WIDTH - 12.0), Scale(0, high, 262.0, 42.0))
     drawing = Drawing(axes.bottom + 26, 'energy per frame by device')
     axes.draw_values(drawing, f'energy [mJ/frame], {record.energy_level}')
-    for index, (members, stack) in enumerate(zip(groups, stacks, strict=True)):
+    for index, stack in enumerate(stacks):
         _draw_stack(drawing, axes, names, stack, index)
-        if index == 0 or members[0].epoch != groups[index - 1][0].epoch:
-            _draw_first_of_epoch(drawing, axes, members[0], index)
+    _draw_epochs(drawing, axes, [members[0] for members in groups])
     for name, value in baselines:
         y = axes.y(value)
         drawing.line(axes.x.start, y, axes.x.stop, y, 'baseline')
@@ -379,10 +381,18 @@ def energy_legend(record: RunRecord) -> list[tuple[str, str]]:
     return [(f'device-{index}', name) for index, name in enumerate(_stacked_devices(record))]
 
 
-def _draw_first_of_epoch(drawing: Drawing, axes: Axes, frame: FrameRecord, index: int) -> None:
-    x = axes.x(index)
-    drawing.line(x, axes.top, x, axes.bottom + 6, 'mark')
-    drawing.text(x + 4, axes.bottom + 18, f'plan {frame.epoch}, from frame {frame.seq}', 'tick')
+def _draw_epochs(drawing: Drawing, axes: Axes, firsts: Sequence[FrameRecord]) -> None:
+    """A line where the plan changes, with as much text as there is room for up to the next one."""
+    epochs = [frame.epoch for frame in firsts]
+    changes = [i for i, epoch in enumerate(epochs) if i == 0 or epoch != epochs[i - 1]]
+    for place, following in pairwise([*changes, len(firsts)]):
+        x, frame = axes.x(place), firsts[place]
+        drawing.line(x, axes.top, x, axes.bottom + 6, 'mark')
+        texts = (f'plan {frame.epoch}, from frame {frame.seq}', f'plan {frame.epoch}')
+        room = axes.x(following) - x
+        text = next((t for t in texts if len(t) * _TICK_WIDTH < room), '')
+        if text:
+            drawing.text(x + 4, axes.bottom + 18, text, 'tick')
 
 
 def _draw_stack(

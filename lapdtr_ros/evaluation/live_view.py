@@ -59,6 +59,7 @@ class LiveView:
         self._recording = self._rr.RecordingStream('lapdtr_ros')
         self._links: dict[str, list[tuple[str, str]]] = {}
         self._devices: dict[str, str] = {}
+        self._cameras: set[str] = set()
         self.address = str(save or self._serve(web_port, grpc_port))
         if save is not None:
             save.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +110,9 @@ class LiveView:
 
     def add_picture(self, stream: str, pixels: np.ndarray, now_s: float) -> None:
         """Show a camera picture, uint8 RGB."""
+        if stream not in self._cameras:
+            self._cameras.add(stream)
+            self._recording.send_blueprint(self._blueprint())
         self._at(now_s)
         image = self._rr.Image(pixels).compress(jpeg_quality=_JPEG_QUALITY)
         self._log(f'cameras/{stream}', image)
@@ -144,6 +148,10 @@ class LiveView:
     def _blueprint(self) -> Any:
         import rerun.blueprint as rrb
 
+        cameras = [
+            rrb.Spatial2DView(origin=f'cameras/{stream}', name=stream)
+            for stream in sorted(self._cameras)
+        ] or [rrb.Spatial2DView(origin='cameras', name='Cameras')]
         curves = [
             rrb.TimeSeriesView(origin=origin, name=name)
             for origin, name in (
@@ -156,7 +164,7 @@ class LiveView:
         return rrb.Blueprint(
             rrb.Horizontal(
                 rrb.Vertical(
-                    rrb.Spatial2DView(origin='cameras', name='Cameras'),
+                    rrb.Grid(*cameras, name='Cameras'),
                     rrb.Spatial3DView(origin='scene', name='Detections around the ego'),
                 ),
                 rrb.Vertical(
@@ -164,7 +172,9 @@ class LiveView:
                     rrb.TextLogView(origin='decisions', name='Decisions'),
                 ),
                 rrb.Vertical(*curves),
+                column_shares=[3, 2, 2],
             ),
+            rrb.TimePanel(state='collapsed', play_state='following'),
             collapse_panels=True,
         )
 

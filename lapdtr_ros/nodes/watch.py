@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import rclpy
+from geometry_msgs.msg import PoseStamped, TransformStamped
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rich.console import Console, RenderableType
 from rich.live import Live
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image
 
 from lapdtr_ros import camera_messages, conversions, qos, topics
 from lapdtr_ros.errors import LapdtrError
+from lapdtr_ros.evaluation.boxed_pictures import BoxedPictures
 from lapdtr_ros.evaluation.live_view import LiveView
 from lapdtr_ros.evaluation.overview import DeviceState, FleetOverview
 from lapdtr_ros.msg import Detections, DeviceTelemetry, FrameTrace, PartitionPlan
@@ -26,6 +29,8 @@ _TELEMETRY = 'lapdtr_ros/msg/DeviceTelemetry'
 _IMAGE = 'sensor_msgs/msg/Image'
 _LOOK_FOR_TOPICS_S = 1.0
 _PICTURE_PERIOD_S = 0.5
+# A camera whose pictures come with boxes shows no others unless the boxes stay away.
+_BOXED_PATIENCE_S = 10.0
 _REFRESH_S = 0.25
 _LEVELS = {
     DeviceTelemetry.MEASURED: 'measured',
@@ -87,6 +92,9 @@ class WatchNode(Node):
         <fleet>/plan (PartitionPlan), <fleet>/frame_traces (FrameTrace)
         <fleet>/<device>/telemetry (DeviceTelemetry): of every device that is there or comes.
         <fleet>/detections (Detections), <fleet>/<stream>/image (sensor_msgs/Image): for a view.
+        <fleet>/<stream>/camera_info, mount, <fleet>/<vehicle>/lidar_pose: for the boxes in its
+            pictures, once there are detections; sources wait for their first listener, which must
+            be the fusion.
     """
 
     def __init__(self, fleet: str, view: LiveView | None = None) -> None:
@@ -95,6 +103,9 @@ class WatchNode(Node):
         self._joined: set[str] = set()
         self._began_s = time.monotonic()
         self._shown: dict[str, float] = {}
+        self._pictures = BoxedPictures()
+        self._detects = False
+        self._boxed: set[str] = set()
         self._view = view
         self.overview = FleetOverview(0.0)
         self._watchers: tuple[FleetOverview | LiveView, ...] = (
@@ -125,8 +136,44 @@ class WatchNode(Node):
             elif self._view is not None and _IMAGE in kinds and name.endswith('/image'):
                 self._joined.add(name)
                 stream = name.removeprefix(self._prefix).strip('/').removesuffix('/image')
-                show = partial(self._on_picture, self._view, stream)
+                show = self._guarded(partial(self._on_picture, self._view), stream)
                 self.create_subscription(Image, name, show, qos.camera())
+            elif self._detects:
+                self._join_geometry(name, kinds)
+
+    def _join_geometry(self, name: str, kinds: list[str]) -> None:
+        for kind, ending, heard in (
+            (CameraInfo, '/camera_info', self._on_camera_info),
+            (TransformStamped, '/mount', self._on_mount),
+            (PoseStamped, '/lidar_pose', self._on_pose),
+        ):
+            if name.endswith(ending) and any(k.endswith(f'/{kind.__name__}') for k in kinds):
+                owner = name.removeprefix(self._prefix).strip('/').removesuffix(ending)
+                self._joined.add(name)
+                self.create_subscription(kind, name, self._guarded(heard, owner), qos.geometry())
+
+    def _guarded(self, heard: Callable[[str, Any], None], owner: str) -> Callable[[Any], None]:
+        """A listener that says what it cannot use and lives on."""
+
+        def callback(msg: Any) -> None:
+            try:
+                heard(owner, msg)
+            except LapdtrError as error:
+                self.get_logger().warning(f'{owner}: {error}', throttle_duration_sec=5.0)
+
+        return callback
+
+    def _on_camera_info(self, stream: str, msg: CameraInfo) -> None:
+        intrinsic = conversions.intrinsic_from_msg(msg, (msg.height, msg.width))
+        self._pictures.add_intrinsic(stream, _stamp_ns(msg), intrinsic)
+
+    def _on_mount(self, stream: str, msg: TransformStamped) -> None:
+        vehicle = msg.header.frame_id.removesuffix(conversions.lidar_frame(''))
+        extrinsic = conversions.extrinsic_from_msg(msg)
+        self._pictures.add_mount(stream, _stamp_ns(msg), vehicle, extrinsic)
+
+    def _on_pose(self, vehicle: str, msg: PoseStamped) -> None:
+        self._pictures.add_pose(vehicle, _stamp_ns(msg), conversions.lidar_pose_from_msg(msg))
 
     def _on_plan(self, msg: PartitionPlan) -> None:
         try:
@@ -144,17 +191,27 @@ class WatchNode(Node):
 
     def _on_detections(self, msg: Detections) -> None:
         assert self._view is not None
-        self._view.add_fused(conversions.detections_from_msg(msg), self.now_s)
+        try:
+            frame = conversions.detections_from_msg(msg)
+        except LapdtrError as error:
+            self.get_logger().warning(f'detections: {error}', throttle_duration_sec=5.0)
+            return
+        self._detects = True
+        self._view.add_fused(frame, self.now_s)
+        for stream, pixels in self._pictures.boxed(frame).items():
+            self._boxed.add(stream)
+            self._shown[stream] = self.now_s
+            self._view.add_picture(stream, pixels, self.now_s)
 
     def _on_picture(self, view: LiveView, stream: str, msg: Image) -> None:
+        """Show a picture at once; where detections come, they bring it with their boxes."""
+        pixels = camera_messages.picture_from_msg(msg)
+        self._pictures.add_picture(stream, _stamp_ns(msg), pixels)
         now_s = self.now_s
-        if now_s - self._shown.get(stream, -_PICTURE_PERIOD_S) < _PICTURE_PERIOD_S:
-            return
-        self._shown[stream] = now_s
-        try:
-            view.add_picture(stream, camera_messages.picture_from_msg(msg), now_s)
-        except LapdtrError as error:
-            self.get_logger().warning(f'{stream}: {error}', throttle_duration_sec=5.0)
+        period_s = _BOXED_PATIENCE_S if stream in self._boxed else _PICTURE_PERIOD_S
+        if now_s - self._shown.get(stream, -period_s) >= period_s:
+            self._shown[stream] = now_s
+            view.add_picture(stream, pixels, now_s)
 
     def _on_telemetry(self, msg: DeviceTelemetry) -> None:
         state = DeviceState(
@@ -171,3 +228,7 @@ class WatchNode(Node):
         )
         for watcher in self._watchers:
             watcher.add_device(state, self.now_s)
+
+
+def _stamp_ns(msg: Any) -> int:
+    return conversions.time_from_msg(msg.header.stamp)
