@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROS_SUFFIXES = ('_msgs', '_interfaces')
-ROS_MODULES = {'rclpy', 'launch', 'launch_ros'}
+ROS_MODULES = {'rclpy', 'launch', 'launch_ros', 'cv_bridge'}
 # `import x` against the name to install, where they differ.
 DISTRIBUTIONS = {
     'PIL': 'pillow',
