@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .bounds import Goal
+from .bounds import Goal, counts_errors
 from .cost import LIMIT_TOLERANCE
 from .search import Chain, Search, SearchTooLargeError
 from .tables import Tables
@@ -70,6 +70,8 @@ class _Exact:
 
     def solve(self) -> Chain | None:
         sums = self.goal.energy > 0.0 or self.goal.latency > 0.0
+        # A limited sum of errors is one more that plans differ in besides the period.
+        sums = sums or counts_errors(self.tables, self.goal)
         if sums and self.goal.period > 0.0:
             self._mixed()
         else:
