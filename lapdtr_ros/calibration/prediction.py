@@ -37,8 +37,9 @@ def fit_joint(totals: Sequence[float], joints: Sequence[float]) -> JointFit:
 def fit_curve(baseline: float, errors: Sequence[float], accuracies: Sequence[float]) -> Curve:
     """Falling curve of least squares through measured accuracies (pool adjacent violators).
 
-    Accuracies above the undisturbed model's are its noise, so the curve starts there and never
-    rises. It is smooth enough by being linear between the means of the pools.
+    Single accuracies may lie above the undisturbed model's by their noise. They count as they are,
+    so that noise cancels within a pool; the curve starts at the model's own and never rises above
+    it. It is smooth enough by being linear between the means of the pools.
 
     Args:
         baseline: accuracy without loss.
@@ -53,7 +54,7 @@ def fit_curve(baseline: float, errors: Sequence[float], accuracies: Sequence[flo
     order = np.argsort(errors, kind='stable')
     pools: list[tuple[float, float, int]] = []
     for place in order:
-        error, accuracy, weight = float(errors[place]), min(baseline, float(accuracies[place])), 1
+        error, accuracy, weight = float(errors[place]), float(accuracies[place]), 1
         while pools and (pools[-1][1] <= accuracy or pools[-1][0] >= error):
             other_error, other_accuracy, other_weight = pools.pop()
             total = weight + other_weight
