@@ -58,7 +58,7 @@ MODEL = 'vit_small_patch14_focus:blocks.8@308x420+detection'
 WEIGHTS = 'weights/vit_small_focus_detection.safetensors'
 TEST_SEED, CALIBRATION_SEED = 11, 21
 MERGING = FusionSettings(method=WBF, iou_threshold=0.3, score_rule='noisy_or')
-JPEG_QUALITIES = (50, 25, 10)
+JPEG_QUALITIES = (95, 85, 70, 50, 25)
 UNIT_DROPPED, UNIT_REPLACED = 'next unit left out', 'next unit replaced'
 POINT = 0.01  # of AP
 HELD_OUT = 8  # calibration pictures that adapters are not fitted on
