@@ -43,6 +43,7 @@ _FLOOD = 400
 
 # A frame that took longer still feels an earlier mishap.
 _USUAL_LATENCY_S = 0.3
+_USUAL_SILENCE_S = 0.5
 
 # Larger ones than usual frames would make DDS keep larger buffers, which is no leak; fuzz.py sends
 # them.
@@ -163,8 +164,10 @@ class Chaos:
         epoch = self._fleet.plan.epoch
         recent = [self._fleet.heard_ago_s(device) < 1.0 for device in DEVICES]
         ready = [epoch in self._fleet.telemetry[device].ready_epochs for device in DEVICES]
-        newest = self._fleet.traces[max(self._fleet.traces)]
-        flows = newest.latency_s < _USUAL_LATENCY_S
+        newest = max(self._fleet.traces)
+        silent_s = time.monotonic() - self._fleet.ended_s[newest]
+        usual = self._fleet.traces[newest].latency_s < _USUAL_LATENCY_S
+        flows = usual and silent_s < _USUAL_SILENCE_S
         return self._fleet.planner_is_up() and all(recent) and all(ready) and flows
 
     def _lose(self, victim: str, how: signal.Signals) -> None:

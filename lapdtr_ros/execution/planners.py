@@ -50,9 +50,14 @@ class PlannerWatch:
             self._rival = None
         self._leader, self._vacant = plan.planner, False
 
-    def set_alive(self, count: int) -> FleetPlan | None:
-        """The number of live planners changed; returns a plan that counts now but did not."""
-        gone, self.alive = count < self.alive, count
+    def set_alive(self, count: int, lost: int = 0) -> FleetPlan | None:
+        """The number of live planners changed; returns a plan that counts now but did not.
+
+        Args:
+            count: planners that are alive now.
+            lost: how many have died since the last call; one may have come in the same moment.
+        """
+        gone, self.alive = count < self.alive or lost > 0, count
         if not gone:
             return None
         self._vacant = True

@@ -243,7 +243,7 @@ class DeviceNode(ManagedNode):
             self._adopt(conversions.fleet_plan_from_msg(msg))
 
     def _on_planners(self, info: QoSLivelinessChangedInfo) -> None:
-        plan = self._planners.set_alive(info.alive_count)
+        plan = self._planners.set_alive(info.alive_count, info.not_alive_count_change)
         if plan is not None:
             self._adopt(plan)
 

@@ -309,7 +309,7 @@ class SourceNode(ManagedNode):
         self._adopt(plan)
 
     def _on_planners(self, info: QoSLivelinessChangedInfo) -> None:
-        plan = self._planners.set_alive(info.alive_count)
+        plan = self._planners.set_alive(info.alive_count, info.not_alive_count_change)
         if plan is not None:
             self._adopt(plan)
 

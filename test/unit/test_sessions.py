@@ -84,3 +84,11 @@ def test_a_stranger_on_the_topic_does_not_keep_a_new_planner_out():
     watch.admit(plan(2, 'two'))
     with pytest.raises(SecondPlannerError, match='two leads'):
         watch.admit(plan(3, 'one'))
+
+
+def test_a_planner_that_dies_in_the_moment_in_which_another_comes_is_noticed():
+    watch = PlannerWatch()
+    watch.set_alive(2)
+    watch.admit(plan(1, 'one'))
+    watch.set_alive(2, lost=1)
+    watch.admit(plan(2, 'two'))
