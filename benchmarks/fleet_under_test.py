@@ -131,7 +131,9 @@ class FleetUnderTest:
     # --- Processes -------------------------------------------------------------------------------
 
     def __enter__(self) -> FleetUnderTest:
-        environment = isolated_environment()
+        # The devices stand for computers of their own, which share no memory. Shared memory would
+        # also leak a buffer of the sender with every receiver that is killed while it reads one.
+        environment = isolated_environment() | {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}
         os.environ |= environment
         rclpy.init()
         self.node = rclpy.create_node('observer')
