@@ -148,7 +148,7 @@ class PlannerNode(ManagedNode):
             PartitionPlan,
             topics.plan(fleet),
             self._on_plan,
-            qos.plan(),
+            qos.plan(qos.PLANS_WAITING),
             MOST_PLAN_BYTES,
             SubscriptionEventCallbacks(liveliness=self._on_planners),
         )

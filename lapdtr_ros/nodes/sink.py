@@ -105,7 +105,7 @@ class SinkNode(ManagedNode):
     def activate(self) -> None:
         """Listen to everything."""
         fleet = self.common.fleet
-        self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
+        self.listen(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan(qos.PLANS_WAITING))
         traces = Input(
             FrameTrace, topics.frame_traces(fleet), self._on_trace, qos.traces(), MOST_BYTES
         )

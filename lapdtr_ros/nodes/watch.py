@@ -111,7 +111,9 @@ class WatchNode(Node):
         self._watchers: tuple[FleetOverview | LiveView, ...] = (
             (self.overview,) if view is None else (self.overview, view)
         )
-        self.create_subscription(PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan())
+        self.create_subscription(
+            PartitionPlan, topics.plan(fleet), self._on_plan, qos.plan(qos.PLANS_WAITING)
+        )
         traces = topics.frame_traces(fleet)
         self.create_subscription(FrameTrace, traces, self._on_trace, qos.traces())
         if view is not None:
